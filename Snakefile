@@ -1,0 +1,45 @@
+"""From upstream archives to every table of the paper; `snakemake --profile demo` or `--profile slurm`."""
+
+import sys
+from pathlib import Path
+
+from snakemake.utils import min_version, validate
+
+from u2pl.errors import UserError
+from u2pl.experiments import load_suite
+
+min_version("9.0")
+validate(config, "workflow/schemas/config.schema.json")
+
+try:
+    suite = load_suite(config.setdefault("scale", "demo"))
+except UserError as error:
+    raise WorkflowError(str(error))
+
+DATA = f"data/{suite.scale}"
+RESULTS = f"results/{suite.scale}"
+# The `u2pl` beside the interpreter that runs Snakemake: no environment has to be activated.
+shell.prefix(f"set -euo pipefail; export PATH={Path(sys.executable).parent}:$PATH; ")
+
+
+wildcard_constraints:
+    protocol="|".join(suite.protocols),
+    run="|".join(map(re.escape, suite.runs)),
+    table="|".join(suite.tables),
+    n=r"\d+",
+
+
+localrules:
+    all,
+
+
+rule all:
+    input:
+        f"{RESULTS}/cells.csv",
+        expand(f"{RESULTS}/tables/{{table}}.tex", table=suite.tables),
+
+
+include: "workflow/rules/common.smk"
+include: "workflow/rules/data.smk"
+include: "workflow/rules/train.smk"
+include: "workflow/rules/tables.smk"

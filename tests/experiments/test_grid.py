@@ -1,0 +1,136 @@
+"""The grid: the paper's tables name 72 distinct trainings a seed, and a mistake is blamed on its file and key."""
+
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import yaml
+
+from u2pl.errors import UserError
+from u2pl.experiments import load_suite, scale_names
+
+ROOT = Path(__file__).parents[2]
+
+
+def cells_of(table: str):
+    return [cell for cell in load_suite("paper", ROOT).cells if cell.table == table]
+
+
+@pytest.mark.parametrize("scale", scale_names(ROOT))
+def test_four_methods_give_72_trainings_a_seed(scale):
+    suite = load_suite(scale, ROOT)
+    assert len(suite.runs) == 72 * len(suite.params.seeds)
+    new, seen = [], set()
+    for table in sorted(suite.tables):
+        runs = {run for cell in suite.cells if cell.table == table for run in cell.runs}
+        new.append(len(runs - seen) // len(suite.params.seeds))
+        seen |= runs
+    assert new == [20, 16, 16, 4, 8, 2, 6]
+
+
+def test_the_rows_that_share_a_number_in_the_paper_share_a_run():
+    by = {(c.table, c.row, c.fraction): c for t in range(2, 8) for c in cells_of(f"table{t}")}
+    same = [
+        [("table2", "MT"), ("table6", "none (MT)")],
+        [("table4", "All"), ("table6", "L_c, Q_c, DPA, PRT")],
+        [("table5", "r_l = 1, r_h = 20"), ("table6", "L_c, Q_c, DPA, Unreliable")],
+        [("table2", "U2PL (w/ CutMix)"), ("table4", "Unreliable"), ("table5", "r_l = 3, r_h = 20"),
+         ("table6", "all five"), ("table7", "20 %")],
+    ]  # fmt: skip
+    for group in same:
+        cells = [by[(table, row, "1/4")] for table, row in group]
+        assert len({tuple(cell.runs) for cell in cells}) == 1
+        assert len({cell.paper for cell in cells}) == 1
+
+
+def test_equal_ids_mean_equal_settings_and_the_reverse():
+    runs = load_suite("paper", ROOT).runs
+    keys = {str(spec.science()) for spec in runs.values()}
+    assert len(keys) == len(runs)
+
+
+def test_published_sizes():
+    protocols = load_suite("paper", ROOT).protocols
+    assert list(protocols["pascal_classic"].fractions.values()) == [92, 183, 366, 732, 1464]
+    assert list(protocols["pascal_blender"].fractions.values()) == [662, 1323, 2646, 5291]
+    assert list(protocols["cityscapes"].fractions.values()) == [186, 372, 744, 1488]
+
+
+def test_class_table_is_cityscapesscripts():
+    from cityscapesscripts.helpers.labels import labels
+
+    theirs = {label.trainId: (label.name, label.color) for label in labels if 0 <= label.trainId < 255}
+    ours = load_suite("paper", ROOT).datasets["cityscapes"].classes
+    assert {i: (c.name, c.colour) for i, c in enumerate(ours)} == theirs
+
+
+def test_every_dataset_has_its_classes_and_recipes_follow_section_4_1():
+    suite = load_suite("paper", ROOT)
+    assert [len(d.classes) for d in suite.datasets.values()] == [21, 19]
+    spec = next(s for s in suite.runs.values() if s.protocol == "pascal_classic")
+    recipe = spec.recipe
+    assert (recipe.lr, recipe.weight_decay, recipe.crop, recipe.batch, recipe.epochs) == (1e-3, 1e-4, 513, 16, 80)
+    spec = next(s for s in suite.runs.values() if s.protocol == "cityscapes")
+    recipe = spec.recipe
+    assert (recipe.lr, recipe.weight_decay, recipe.crop, recipe.batch, recipe.epochs) == (1e-2, 5e-4, 769, 16, 200)
+
+
+def test_importing_the_grid_does_not_import_torch():
+    code = "import sys, u2pl.experiments, u2pl.cli; sys.exit('torch' in sys.modules)"
+    subprocess.run([sys.executable, "-c", code], check=True)
+
+
+@pytest.fixture
+def params(tmp_path):
+    shutil.copytree(ROOT / "params", tmp_path / "params")
+    return tmp_path
+
+
+def edit(path: Path, change) -> None:
+    value = yaml.safe_load(path.read_text())
+    change(value)
+    path.write_text(yaml.safe_dump(value))
+
+
+@pytest.mark.parametrize(
+    ("file", "change", "named"),
+    [
+        ("recipes.yaml", lambda v: v["pascal"].update(epoch=3), ["recipes.yaml", "pascal.epoch", "'epochs'"]),
+        ("recipes.yaml", lambda v: v["pascal"].update(epochs=0), ["recipes.yaml", "pascal.epochs", "0"]),
+        ("recipes.yaml", lambda v: v["pascal"].pop("lr"), ["recipes.yaml", "pascal.lr", "nothing"]),
+        ("scales/demo.yaml", lambda v: v["recipes"]["pascal"].update(batchh=3), ["demo.yaml", "batchh", "'batch'"]),
+        ("scales/demo.yaml", lambda v: v["recipes"].update(pascl={}), ["demo.yaml", "recipes.pascl", "'pascal'"]),
+        ("scales/demo.yaml", lambda v: v["recipes"]["pascal"]["network"].update(widht=3), ["widht", "'width'"]),
+        ("methods.yaml", lambda v: v["u2pl"].update(settings={"r_lo": 2}), ["methods.yaml", "r_lo", "'r_low'"]),
+        ("tables/table5.yaml", lambda v: v["rows"][0]["overrides"].update(rlow=2), ["table5", "rlow", "'r_low'"]),
+        ("tables/table5.yaml", lambda v: v["rows"][0].update(method="u2p"), ["table5", "'u2p'", "'u2pl'"]),
+        ("tables/table5.yaml", lambda v: v["columns"][0].update(fraction="1/3"), ["table5", "1/3", "1/16"]),
+        ("tables/table5.yaml", lambda v: v["columns"][0].update(protocol="blender"), ["table5", "'pascal_blender'"]),
+        ("tables/table5.yaml", lambda v: v["rows"][0]["paper"].pop(), ["table5", "1 paper values for 2 columns"]),
+        ("protocols.yaml", lambda v: v["cityscapes"].update(dataset="city"), ["protocols.yaml", "'cityscapes'"]),
+    ],
+)  # fmt: skip
+def test_a_mistake_is_named(params, file, change, named):
+    edit(params / "params" / file, change)
+    with pytest.raises(UserError) as caught:
+        load_suite("demo", params)
+    assert all(part in str(caught.value) for part in named), str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+def test_exit_code_2_and_one_line(params):
+    edit(params / "params/recipes.yaml", lambda v: v["pascal"].update(epoch=3))
+    done = subprocess.run([sys.executable, "-m", "u2pl", "runs"], cwd=params, capture_output=True, text=True)
+    assert done.returncode == 2
+    assert len(done.stderr.splitlines()) == 1
+
+
+def test_a_table_and_a_row_are_yaml_edits(params):
+    shutil.copy(params / "params/tables/table5.yaml", params / "params/tables/mine.yaml")
+    row = {"title": "no contrast", "method": "u2pl", "overrides": {"contrastive_weight": 0.0}, "paper": [None, None]}
+    edit(params / "params/tables/mine.yaml", lambda v: v["rows"].append(row))
+    suite = load_suite("demo", params)
+    assert len(suite.runs) == 74
+    assert "pascal_blender-8-u2pl-contrastive_weight=0.0-seed0" in suite.runs

@@ -1,0 +1,88 @@
+"""The long table against NumPy's statistics."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from u2pl.errors import UserError
+from u2pl.experiments.schema import Suite
+from u2pl.files import write_json
+from u2pl.report.cells import COLUMNS, collect, read_cells, write_cells
+
+SUPONLY, U2PL = [50.0, 52.0], [55.125, 58.375]  # as in conftest.MIOU at 1/8
+
+
+def test_statistics_over_seeds_are_those_of_numpy(suite: Suite, results: Path) -> None:
+    cells = collect(suite, results)
+    assert list(cells.columns) == COLUMNS
+    assert len(cells) == len(suite.cells)
+    eighth = cells[cells["fraction"] == "1/8"].set_index("method")
+    for method, values in {"suponly": SUPONLY, "u2pl": U2PL}.items():
+        assert eighth.loc[method, "n"] == 2
+        np.testing.assert_allclose(eighth.loc[method, "mean"], np.mean(values))
+        np.testing.assert_allclose(eighth.loc[method, "std"], np.std(values, ddof=1))
+    assert eighth.loc["u2pl", "run"] == "blender-8-u2pl-seed0 blender-8-u2pl-seed1"
+    assert eighth.loc["u2pl", "overrides"] == '{"r_low":1}'
+
+
+def test_quoted_cells_hold_only_the_papers_number(suite: Suite, results: Path) -> None:
+    cells = collect(suite, results)
+    quoted = cells[cells["source"] == "quoted"]
+    assert quoted["n"].tolist() == [0, 0]
+    assert quoted[["mean", "std"]].isna().all(axis=None)
+    assert quoted["paper"].tolist()[0] == 76.44
+    assert quoted["run"].tolist() == ["", ""]
+
+
+def test_one_seed_has_no_standard_deviation(suite_of_one_seed: Suite, results: Path) -> None:
+    cells = collect(suite_of_one_seed, results)
+    measured = cells[cells["source"] == "measured"]
+    assert measured["mean"].notna().all() and measured["std"].isna().all()
+
+
+def test_cells_survive_the_file(suite: Suite, results: Path) -> None:
+    target = results / "cells.csv"
+    write_cells(suite, results, target)
+    cells, again = collect(suite, results), read_cells(target)
+    assert again["row"].tolist() == cells["row"].tolist(), "a row called None is a title, not a missing value"
+    for name in COLUMNS:
+        if cells[name].dtype == float:
+            np.testing.assert_array_equal(again[name], cells[name])
+        else:
+            assert again[name].tolist() == cells[name].tolist()
+
+
+def test_writing_twice_gives_the_same_bytes(suite: Suite, results: Path) -> None:
+    write_cells(suite, results, results / "a.csv")
+    write_cells(suite, results, results / "b.csv")
+    assert (results / "a.csv").read_bytes() == (results / "b.csv").read_bytes()
+
+
+def test_missing_evaluation_names_the_file_and_writes_nothing(suite: Suite, results: Path) -> None:
+    lost = results / "runs/blender-8-u2pl-seed1/evaluation.json"
+    lost.unlink()
+    with pytest.raises(UserError, match="blender-8-u2pl-seed1/evaluation.json"):
+        write_cells(suite, results, results / "cells.csv")
+    assert not (results / "cells.csv").exists()
+
+
+@pytest.mark.parametrize("content", [{}, [], {"best": {}}, {"best": {"miou": None}}, {"best": {"miou": 101.0}}])
+def test_malformed_evaluation_is_the_users_to_know(suite: Suite, results: Path, content: object) -> None:
+    write_json(results / "runs/blender-8-u2pl-seed1/evaluation.json", content)
+    with pytest.raises(UserError, match=r"best\.miou"):
+        collect(suite, results)
+
+
+def test_not_a_number_is_refused(suite: Suite, results: Path) -> None:
+    write_json(results / "runs/blender-8-u2pl-seed1/evaluation.json", {"best": {"miou": float("nan")}})
+    with pytest.raises(UserError, match="nan"):
+        collect(suite, results)
+
+
+def test_reading_what_is_not_a_table_of_cells(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="no file"):
+        read_cells(tmp_path / "cells.csv")
+    (tmp_path / "cells.csv").write_text("table,row\na,b\n", encoding="utf-8")
+    with pytest.raises(UserError, match="no column column, fraction"):
+        read_cells(tmp_path / "cells.csv")

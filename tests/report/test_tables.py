@@ -1,0 +1,143 @@
+"""The three views of a table; LaTeX is compiled where there is a compiler."""
+
+import shutil
+import subprocess
+from pathlib import Path
+
+import pandas as pd
+import pytest
+
+from u2pl.errors import UserError
+from u2pl.experiments import load_suite
+from u2pl.experiments.schema import Suite, Table
+from u2pl.report.cells import write_cells
+from u2pl.report.latex import SYMBOLS, escape
+from u2pl.report.tables import write_table
+
+ROOT = Path(__file__).parents[2]
+DOCUMENT = "\\documentclass{article}\n\\usepackage{booktabs}\n\\begin{document}\n%s\n\\end{document}\n"
+
+
+def write(suite: Suite, results: Path) -> Path:
+    """Write the suite's table and return its stem."""
+    source, stem = results / "cells.csv", results / "tables/table2"
+    write_cells(suite, results, source)
+    write_table(source, suite.tables["table2"], "table2", suite.params, stem)
+    return stem
+
+
+def body(tex: str) -> list[str]:
+    """The lines between the header and the bottom rule."""
+    return tex.split("\\midrule\n")[1].split("\\bottomrule")[0].splitlines()
+
+
+def test_csv_holds_numbers(suite: Suite, results: Path) -> None:
+    frame = pd.read_csv(write(suite, results).with_suffix(".csv"), keep_default_na=False, na_values=[""])
+    assert frame["row"].tolist() == ["SupOnly", "C_P|S {50 %} ~#1\\", "None"]
+    assert frame["source"].tolist() == ["measured", "quoted", "measured"]
+    assert frame["1/8 (8) mean"].dropna().tolist() == [51.0, 56.75]
+    assert frame["1/8 (8) std"].dropna().tolist() == pytest.approx([2**0.5, 3.25 / 2**0.5])
+    assert frame["1/8 (8) paper"].tolist() == [71.55, 76.44, 79.01]
+    assert frame["1/4 (16) n"].tolist() == [2, 0, 2]
+
+
+def test_latex_has_a_line_per_row_with_ours_bold_and_the_papers(suite: Suite, results: Path) -> None:
+    tex = write(suite, results).with_suffix(".tex").read_text(encoding="utf-8")
+    assert body(tex) == [
+        r"SupOnly & 51.00 $\pm$ 1.41 (71.55) & \textbf{61.50 $\pm$ 0.00} \\",
+        r"C\_P$|$S \{50 \%\} \textasciitilde{}\#1\textbackslash{} & (76.44)$^\dagger$ & -- \\",
+        r"None & \textbf{56.75 $\pm$ 2.30} (79.01) & 61.00 $\pm$ 1.41 (79.30) \\",
+    ]
+    assert r"Method & 1/8 (8) & 1/4 (16) \\" in tex
+    assert r"\label{tab:table2}" in tex
+    for rule in (r"\toprule", r"\midrule", r"\bottomrule"):
+        assert tex.count(rule) == 1
+
+
+def test_markdown_shows_the_same(suite: Suite, results: Path) -> None:
+    text = write(suite, results).with_suffix(".md").read_text(encoding="utf-8")
+    lines = [line for line in text.splitlines() if line.startswith("|")]
+    assert lines == [
+        "| Method | 1/8 (8) | 1/4 (16) |",
+        "| --- | ---: | ---: |",
+        "| SupOnly | 51.00 ± 1.41 (71.55) | **61.50 ± 0.00** |",
+        "| C_P\\|S {50 %} ~#1\\ | (76.44)† | – |",
+        "| None | **56.75 ± 2.30** (79.01) | 61.00 ± 1.41 (79.30) |",
+    ]
+
+
+def test_caption_tells_seeds_and_synthetic_data(suite: Suite, results: Path) -> None:
+    tex = write(suite, results).with_suffix(".tex").read_text(encoding="utf-8")
+    assert r"\caption{Mean IoU (\%) of $\alpha$\_0 \& friends. Ours (small network \& data): mean" in tex
+    assert "over 2 seeds" in tex and "data are synthetic" in tex and "Quoted by the paper" in tex
+
+
+def test_caption_of_one_seed_on_real_data(suite_of_one_seed: Suite, results: Path) -> None:
+    tex = write(suite_of_one_seed, results).with_suffix(".tex").read_text(encoding="utf-8")
+    assert ": 1 seed;" in tex and "synthetic" not in tex and r"\pm" not in tex
+
+
+def test_equal_means_are_both_best(suite: Suite, results: Path) -> None:
+    for seed in (0, 1):
+        source = results / f"runs/blender-8-suponly-seed{seed}/evaluation.json"
+        shutil.copy(source, results / f"runs/blender-8-u2pl-seed{seed}/evaluation.json")
+    tex = write(suite, results).with_suffix(".tex").read_text(encoding="utf-8")
+    assert [line.count(r"\textbf{51.00") for line in body(tex)] == [1, 0, 1]
+
+
+def test_a_cell_that_is_missing_is_named(suite: Suite, table: Table, results: Path) -> None:
+    fewer = suite.model_copy(update={"cells": suite.cells[:-1]})
+    write_cells(fewer, results, results / "cells.csv")
+    with pytest.raises(UserError, match="0 cells for 'None' at blender 1/4"):
+        write_table(results / "cells.csv", table, "table2", suite.params, results / "tables/table2")
+    assert not (results / "tables").exists()
+
+
+def test_columns_of_two_protocols_are_told_apart(suite: Suite, table: Table, results: Path) -> None:
+    cells = [
+        cell.model_copy(update={"protocol": "classic"}) if cell.fraction == "1/4" else cell for cell in suite.cells
+    ]
+    columns = [table.columns[0], table.columns[1].model_copy(update={"protocol": "classic"})]
+    two = table.model_copy(update={"columns": columns})
+    stem = write(suite.model_copy(update={"cells": cells, "tables": {"table2": two}}), results)
+    assert "| Method | blender 1/8 (8) | classic 1/4 (16) |" in stem.with_suffix(".md").read_text(encoding="utf-8")
+
+
+def test_escape_knows_greek_and_scripts() -> None:
+    assert escape("α₀ = λ²") == r"$\alpha$$_{0}$ = $\lambda$$^{2}$"
+    assert escape("naïve 5 ± 1") == r"naïve 5 $\pm$ 1"
+    with pytest.raises(UserError, match="漢"):
+        escape("漢")
+
+
+def compile_latex(source: str, folder: Path) -> None:
+    compiler = shutil.which("pdflatex")
+    if compiler is None:
+        pytest.skip("pdflatex is not installed")
+    (folder / "all.tex").write_text(DOCUMENT % source, encoding="utf-8")
+    command = [compiler, "-interaction=nonstopmode", "-halt-on-error", "all.tex"]
+    done = subprocess.run(command, cwd=folder, capture_output=True, text=True, errors="replace", check=False)
+    assert done.returncode == 0, done.stdout[-2000:]
+    assert (folder / "all.pdf").stat().st_size > 0
+
+
+def test_awkward_text_compiles(suite: Suite, results: Path, tmp_path: Path) -> None:
+    tex = write(suite, results).with_suffix(".tex").read_text(encoding="utf-8")
+    greek = [chr(code) for code in range(ord("α"), ord("ω") + 1) if chr(code) not in "ςο"]
+    compile_latex(tex + "\n\n" + escape(" ".join([*SYMBOLS, *greek, "é", "²", "₀"])), tmp_path)
+
+
+@pytest.mark.parametrize("scale", ["demo", "paper"])
+def test_every_table_of_the_paper_compiles(scale: str, tmp_path: Path) -> None:
+    suite = load_suite(scale, ROOT)
+    for number, run in enumerate(suite.runs):
+        path = tmp_path / "runs" / run / "evaluation.json"
+        path.parent.mkdir(parents=True)
+        path.write_text(f'{{"best": {{"miou": {40 + number / 10}}}}}', encoding="utf-8")
+    write_cells(suite, tmp_path, tmp_path / "cells.csv")
+    sources = []
+    for name, table in suite.tables.items():
+        write_table(tmp_path / "cells.csv", table, name, suite.params, tmp_path / "tables" / name)
+        sources.append((tmp_path / "tables" / f"{name}.tex").read_text(encoding="utf-8"))
+        assert len(body(sources[-1])) == len(table.rows)
+    compile_latex("\n".join(sources), tmp_path)

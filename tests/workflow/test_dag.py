@@ -1,0 +1,67 @@
+"""The DAG as Snakemake plans it, without running a job."""
+
+import json
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[2]
+SNAKEMAKE = str(Path(sys.executable).parent / "snakemake")
+
+
+def snakemake(cwd, *arguments):
+    return subprocess.run([SNAKEMAKE, *arguments], cwd=cwd, capture_output=True, text=True, timeout=300)
+
+
+@pytest.fixture
+def checkout(tmp_path):
+    for name in ("params", "workflow"):
+        shutil.copytree(ROOT / name, tmp_path / name)
+    for name in ("Snakefile", "demo", "slurm"):
+        shutil.copy(ROOT / name, tmp_path / name, follow_symlinks=False)
+    return tmp_path
+
+
+def planned(checkout, *arguments):
+    """Jobs a rule, as the summary of a dry run gives them."""
+    done = snakemake(checkout, "-n", *arguments)
+    assert done.returncode == 0, done.stdout + done.stderr
+    lines = done.stdout.split("Job stats:")[1].split("\n\n")[0].splitlines()[3:]
+    return {line.split()[0]: int(line.split()[1]) for line in lines if line.strip()}
+
+
+def test_demo_and_paper_plans(checkout):
+    assert planned(checkout)["train"] == 72
+    assert planned(checkout, "--profile", "demo")["train"] == 72
+    paper = planned(checkout, "--config", "scale=paper")
+    assert (paper["train"], paper["evaluate"], paper["table"], paper["split"]) == (216, 216, 7, 13)
+
+
+def test_one_table_and_one_run(checkout):
+    jobs = planned(checkout, "--profile", "demo", "table5")
+    assert (jobs["train"], jobs["table"]) == (10, 1)
+    jobs = planned(checkout, "results/demo/runs/pascal_classic-2-suponly-seed0/evaluation.json")
+    assert (jobs["train"], jobs["evaluate"]) == (1, 1)
+
+
+def test_a_mistake_in_params_stops_the_plan(checkout):
+    path = checkout / "params/recipes.yaml"
+    path.write_text(path.read_text().replace("momentum", "momentun").replace("epochs: 80", "epoch: 80"))
+    done = snakemake(checkout, "-n")
+    assert done.returncode != 0
+    assert "pascal.epoch" in done.stdout + done.stderr
+
+
+def test_unknown_config_key_is_refused(checkout):
+    assert snakemake(checkout, "-n", "--config", "scal=demo").returncode != 0
+
+
+def test_lint_asks_for_nothing_but_conda():
+    done = snakemake(ROOT, "--lint", "json")
+    report = json.loads(done.stdout or done.stderr)
+    titles = {lint["title"] for part in (*report["rules"], *report["snakefiles"]) for lint in part["lints"]}
+    # The environment is requirements.lock, installed by make; Snakemake knows conda and containers only.
+    assert titles <= {"Specify a conda environment or container for each rule."}

@@ -1,0 +1,117 @@
+"""A small table from archives to LaTeX, and what is made again after an edit or an interruption."""
+
+import json
+import math
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pandas as pd
+import pytest
+import yaml
+
+ROOT = Path(__file__).parents[2]
+SNAKEMAKE = str(Path(sys.executable).parent / "snakemake")
+TABLE = {
+    "caption": "A small table.",
+    "columns": [{"protocol": "pascal_classic", "fraction": "1/8"}],
+    "rows": [
+        {"title": "SupOnly", "method": "suponly", "paper": [54.92]},
+        {"title": "PseudoSeg", "paper": [65.5]},
+        {"title": "U2PL", "method": "u2pl", "paper": [69.15]},
+    ],
+}
+RUNS = [f"results/demo/runs/pascal_classic-4-{method}-seed0" for method in ("suponly", "u2pl")]
+
+
+def snakemake(cwd, *arguments):
+    return subprocess.run([SNAKEMAKE, *arguments], cwd=cwd, capture_output=True, text=True, timeout=500)
+
+
+def trained(done):
+    """The runs that a dry run would train."""
+    assert done.returncode == 0, done.stdout + done.stderr
+    text = done.stdout + done.stderr
+    return {run for run in RUNS if f"output: {run}/run.json" in text}
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory):
+    """A checkout whose only table has been made."""
+    folder = tmp_path_factory.mktemp("checkout")
+    for name in ("params", "workflow"):
+        shutil.copytree(ROOT / name, folder / name)
+    for name in ("Snakefile", "demo"):
+        shutil.copy(ROOT / name, folder / name, follow_symlinks=False)
+    shutil.rmtree(folder / "params/tables")
+    (folder / "params/tables").mkdir()
+    (folder / "params/tables/small.yaml").write_text(yaml.safe_dump(TABLE))
+    done = snakemake(folder, "--profile", "demo")
+    logs = "\n".join(path.read_text() for path in folder.glob("logs/demo/**/*.log"))
+    assert done.returncode == 0, done.stdout + done.stderr + logs
+    return folder
+
+
+def test_the_table_holds_what_the_evaluations_say(finished):
+    cells = pd.read_csv(finished / "results/demo/cells.csv")
+    wide = (finished / "results/demo/tables/small.csv").read_text()
+    assert list(cells.source) == ["measured", "quoted", "measured"]
+    for run, mean in zip(RUNS, cells[cells.source == "measured"]["mean"], strict=True):
+        confusion = json.loads((finished / run / "evaluation.json").read_text())["best"]["confusion"]
+        ious = []
+        for c, row in enumerate(confusion):
+            union = sum(row) + sum(other[c] for other in confusion) - row[c]
+            ious += [row[c] / union] if union else []
+        assert math.isclose(mean, 100 * sum(ious) / len(ious), rel_tol=1e-9)
+        assert f"{mean:.2f}"[:4] in wide
+    assert "synthetic" in (finished / "results/demo/tables/small.tex").read_text()
+
+
+def test_a_second_call_does_nothing(finished):
+    assert "Nothing to be done" in (text := snakemake(finished, "--profile", "demo")).stdout + text.stderr
+
+
+def test_one_value_reruns_exactly_the_affected_runs(finished):
+    path = finished / "params/methods.yaml"
+    before = path.read_text()
+    try:
+        params = yaml.safe_load(before)
+        params["u2pl"]["settings"] = {"tau": 0.25}
+        path.write_text(yaml.safe_dump(params))
+        assert trained(snakemake(finished, "--profile", "demo", "-n")) == {RUNS[1]}
+    finally:
+        path.write_text(before)
+
+
+def test_what_the_machine_is_asked_for_reruns_nothing(finished):
+    path = finished / "params/scales/demo.yaml"
+    before = path.read_text()
+    try:
+        path.write_text(before.replace("runtime: 10", "runtime: 20").replace("mem_mb: 2000", "mem_mb: 1000"))
+        assert trained(snakemake(finished, "--profile", "demo", "-n")) == set()
+    finally:
+        path.write_text(before)
+
+
+def test_a_killed_training_leaves_nothing_that_looks_complete_and_is_made_again(finished):
+    run = finished / RUNS[0]
+    weights = (run / "weights.pt").read_bytes()
+    shutil.rmtree(run)
+    command = [SNAKEMAKE, "--profile", "demo", f"{RUNS[0]}/evaluation.json"]
+    process = subprocess.Popen(
+        command, cwd=finished, start_new_session=True, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+    )
+    log = finished / "logs/demo/train/pascal_classic-4-suponly-seed0.log"
+    started = time.time()
+    while not (log.exists() and log.stat().st_mtime > started - 1) and time.time() < started + 60:
+        time.sleep(0.2)
+    os.killpg(process.pid, signal.SIGKILL)
+    process.wait()
+    assert not (run / "run.json").exists()
+    assert snakemake(finished, "--unlock", "--config", "scale=demo").returncode == 0
+    assert snakemake(finished, *command[1:]).returncode == 0
+    assert (run / "weights.pt").read_bytes() == weights

@@ -1,0 +1,1 @@
+"""A reproducibility suite for U2PL (CVPR 2022)."""

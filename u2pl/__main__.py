@@ -1,0 +1,3 @@
+from u2pl.cli import main
+
+main()

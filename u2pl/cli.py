@@ -1,0 +1,182 @@
+"""`u2pl <verb>`: what the workflow's rules call, one verb a rule."""
+
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from u2pl.errors import UserError
+from u2pl.experiments import RunSpec, Suite, load_suite
+from u2pl.experiments.params import nearest
+from u2pl.files import write_json
+
+# Heavy imports stand inside the verbs: listing runs must not wait for torch.
+
+app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False, help=__doc__)
+data = typer.Typer(no_args_is_help=True, help="Archives, prepared images and masks, split lists.")
+app.add_typer(data, name="data")
+
+Scale = Annotated[str, typer.Option(help="A file of params/scales, without its ending.")]
+Device = Annotated[str, typer.Option(help="auto, cpu or cuda.")]
+
+
+def _find(suite: Suite, run: str) -> RunSpec:
+    if run not in suite.runs:
+        raise UserError(f"run {run!r}", f"no such run at scale {suite.scale!r}", nearest(run, list(suite.runs)))
+    return suite.runs[run]
+
+
+def _dataset(suite: Suite, name: str) -> str:
+    if name not in suite.datasets:
+        raise UserError(f"data set {name!r}", "no such key in params/datasets.yaml", nearest(name, list(suite.datasets)))
+    return name
+
+
+def _folders(spec: RunSpec) -> tuple[Path, Path, Path]:
+    """Where a run's prepared data, split lists and results stand."""
+    root = Path("data") / spec.scale
+    split = root / "splits" / spec.protocol / str(spec.labelled)
+    return root / spec.dataset_name, split, Path("results") / spec.scale / "runs" / spec.id
+
+
+@data.command()
+def synthesize(dataset: str, scale: Scale = "demo") -> None:
+    """Draw archives with upstream's names and layouts, as the scale's `synthetic` says."""
+    from u2pl.data.synthesize import synthesize as run
+
+    suite = load_suite(scale)
+    drawn = suite.datasets[_dataset(suite, dataset)].synthetic
+    if drawn is None:
+        raise UserError(f"params/scales/{scale}.yaml: datasets.{dataset}.synthetic", "nothing", "seed, counts and size")
+    target = Path("data") / scale / "upstream"
+    kind = suite.datasets[dataset].kind
+    run(kind, target, seed=drawn.seed, train=drawn.train, extra=drawn.extra, val=drawn.val, size=drawn.size)
+
+
+@data.command()
+def fetch(dataset: str, archive: str, scale: Scale = "demo") -> None:
+    """Fetch one archive of a data set and verify its checksum; `weights` is the data set of encoder weights."""
+    from u2pl.data.fetch import fetch as run
+
+    suite = load_suite(scale)
+    known = suite.weights if dataset == "weights" else suite.datasets[_dataset(suite, dataset)].archives
+    if archive not in known:
+        raise UserError(f"archive {archive!r}", f"no such archive of {dataset}", nearest(archive, list(known)))
+    folder = Path("weights") if dataset == "weights" else Path("data") / scale / "archives"
+    run(known[archive], folder / known[archive].file)
+
+
+@data.command()
+def prepare(dataset: str, scale: Scale = "demo", workers: int = 1) -> None:
+    """Archives -> images, masks of train ids, and lists, under data/<scale>/<dataset>."""
+    from u2pl.data.prepare import prepare as run
+
+    suite = load_suite(scale)
+    root = Path("data") / scale
+    run(suite.datasets[_dataset(suite, dataset)], root / "archives", root / dataset, workers)
+
+
+@data.command()
+def split(protocol: str, labelled: int, scale: Scale = "demo") -> None:
+    """Draw the labelled and unlabelled lists of a protocol."""
+    from u2pl.data.splits import draw
+
+    suite = load_suite(scale)
+    if protocol not in suite.protocols:
+        raise UserError(f"protocol {protocol!r}", "no such protocol", nearest(protocol, list(suite.protocols)))
+    params = suite.protocols[protocol]
+    if labelled not in params.fractions.values():
+        raise UserError(f"{protocol}: {labelled} labelled images", "no such fraction", params.fractions)
+    root = Path("data") / scale
+    draw(params, labelled, root / params.dataset, root / "splits" / protocol / str(labelled), params.seed)
+
+
+@app.command()
+def train(run: str, scale: Scale = "demo", device: Device = "auto") -> None:
+    """Train one run; a stopped one goes on from its last state."""
+    from u2pl.engine.train import train as start
+
+    spec = _find(load_suite(scale), run)
+    prepared, lists, out = _folders(spec)
+    weights = spec.recipe.network.weights
+    state = Path("results") / scale / "state" / run
+    start(
+        spec, prepared=prepared, split=lists, weights=Path(weights) if weights else None, out=out, state=state,
+        device=device,
+    )
+
+
+@app.command()
+def evaluate(run: str, scale: Scale = "demo", device: Device = "auto") -> None:
+    """Evaluate a run's weights, last and best, on the validation list."""
+    from u2pl.engine.evaluate import evaluate_run
+
+    spec = _find(load_suite(scale), run)
+    prepared, lists, out = _folders(spec)
+    evaluate_run(spec, prepared=prepared, split=lists, run_dir=out, device=device)
+
+
+@app.command()
+def cells(scale: Scale = "demo") -> None:
+    """Gather every cell of every table into results/<scale>/cells.csv."""
+    from u2pl.report.cells import write_cells
+
+    results = Path("results") / scale
+    write_cells(load_suite(scale), results, results / "cells.csv")
+
+
+@app.command()
+def table(name: str, scale: Scale = "demo") -> None:
+    """Write one table as CSV, Markdown and LaTeX, and its own cells."""
+    from u2pl.report.cells import write_cells
+    from u2pl.report.tables import write_table
+
+    suite = load_suite(scale)
+    if name not in suite.tables:
+        raise UserError(f"table {name!r}", "no such file in params/tables", nearest(name, list(suite.tables)))
+    results = Path("results") / scale
+    # Only this table's runs are looked at, so that one table can be made without the others.
+    own = suite.model_copy(update={"cells": [cell for cell in suite.cells if cell.table == name]})
+    source = results / "cells" / f"{name}.csv"
+    write_cells(own, results, source)
+    write_table(source, suite.tables[name], name, suite.params, results / "tables" / name)
+
+
+@app.command()
+def show(path: Path) -> None:
+    """Print a Markdown table on the terminal."""
+    from rich.console import Console
+    from rich.markdown import Markdown
+
+    try:
+        Console().print(Markdown(path.read_text(encoding="utf-8")))
+    except OSError as error:
+        raise UserError(path, error.strerror, "a table that has been made") from error
+
+
+@app.command()
+def runs(scale: Scale = "demo") -> None:
+    """List the runs of a scale, one id a line."""
+    for run in load_suite(scale).runs:
+        print(run)
+
+
+@app.command()
+def schema(target: Path = Path("workflow/schemas")) -> None:
+    """Export the JSON schemas of the Snakemake config and of the files in params/."""
+    from u2pl.experiments import schema as models
+
+    for model in (models.Config, models.Dataset, models.Protocol, models.Recipe, models.Method, models.MethodSettings,
+                  models.Archive, models.Scale, models.Table):  # fmt: skip
+        dialect = {"$schema": "https://json-schema.org/draft/2020-12/schema"}
+        write_json(target / f"{model.__name__.lower()}.schema.json", dialect | model.model_json_schema())
+
+
+def main() -> None:
+    """Run the command line; what a user can cause ends in one line and exit code 2."""
+    try:
+        app()
+    except UserError as error:
+        print(f"u2pl: {error}", file=sys.stderr)
+        sys.exit(2)

@@ -1,0 +1,161 @@
+"""Mean IoU over a whole validation list, from centre crops or from sliding windows at full resolution."""
+
+import math
+from collections.abc import Iterator
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+from torch.utils.data import DataLoader
+
+from u2pl.data.augment import centre_crop, normalise
+from u2pl.data.batches import SegmentationFolder
+from u2pl.engine.checkpoints import load, load_network_weights
+from u2pl.engine.seeding import choose_device, deterministic
+from u2pl.errors import UserError
+from u2pl.files import write_json
+from u2pl.models import build_network
+from u2pl.models.deeplab import upsample
+
+if TYPE_CHECKING:
+    from u2pl.experiments.schema import Dataset, RunSpec
+
+Sample = tuple[Tensor, Tensor]
+
+
+def confusion_matrix(pred: Tensor, target: Tensor, n_classes: int, ignore: int) -> Tensor:
+    """Count pixels: int64 (n_classes, n_classes), rows the target's class and columns the prediction's.
+
+    pred, target: integer tensors of equal shape, classes 0 to n_classes - 1; pixels with target `ignore` are left out.
+    """
+    kept = target != ignore
+    cells = target[kept].long() * n_classes + pred[kept].long()
+    return torch.bincount(cells, minlength=n_classes**2).reshape(n_classes, n_classes)
+
+
+def iou(confusion: Tensor) -> Tensor:
+    """Intersection over union per class in percent, float64 (n_classes,); nan for a class seen in neither."""
+    counts = confusion.double()
+    intersection = counts.diagonal()
+    union = counts.sum(0) + counts.sum(1) - intersection
+    return 100 * intersection / union  # 0 / 0 is nan
+
+
+def mean_iou(confusion: Tensor) -> float:
+    """Mean over the classes that occur, in percent: sums over the set first, so not a mean over images."""
+    return float(iou(confusion).nanmean())
+
+
+def window_starts(length: int, crop: int, stride: int) -> list[int]:
+    """First pixels of windows along one side; the last window ends at the border, so that all are whole.
+
+    >>> window_starts(10, 4, 3)
+    [0, 3, 6]
+    >>> window_starts(11, 4, 3)
+    [0, 3, 6, 7]
+    """
+    if length <= crop:
+        return [0]
+    return [*range(0, length - crop, stride), length - crop]
+
+
+def sliding_logits(network: nn.Module, image: Tensor, crop: int, stride: int, batch: int) -> Tensor:
+    """Logits (1, C, H, W) of one normalised image (1, 3, H, W): the mean over the windows that cover a pixel.
+
+    crop, stride: pixels; batch: windows per forward. An image smaller than the crop is padded with zeros, the mean
+    colour, at the bottom and the right.
+    """
+    height, width = image.shape[-2:]
+    padded = functional.pad(image, (0, max(crop - width, 0), 0, max(crop - height, 0)))
+    full = padded.shape[-2:]
+    corners = [(y, x) for y in window_starts(full[0], crop, stride) for x in window_starts(full[1], crop, stride)]
+    total: Tensor | None = None
+    count = padded.new_zeros(full)
+    for first in range(0, len(corners), batch):
+        chosen = corners[first : first + batch]
+        windows = torch.cat([padded[..., y : y + crop, x : x + crop] for y, x in chosen])
+        logits = upsample(network(windows)["logits"], (crop, crop))
+        if total is None:
+            total = logits.new_zeros(1, logits.shape[1], *full)
+        for (y, x), window in zip(chosen, logits, strict=True):
+            total[0, :, y : y + crop, x : x + crop] += window
+            count[y : y + crop, x : x + crop] += 1
+    assert total is not None
+    return (total / count)[..., :height, :width]
+
+
+def _collate(samples: list[Sample], crop: int | None, ignore: int) -> Sample:
+    if crop is not None:
+        samples = [centre_crop(image, mask, crop, ignore) for image, mask in samples]
+    return torch.stack([image for image, _ in samples]), torch.stack([mask for _, mask in samples])
+
+
+def _batches(prepared: Path, ids: list[str], dataset: "Dataset", workers: int) -> Iterator[Sample]:
+    """Images uint8 (B, 3, H, W) and masks (B, H, W); images of full size come one by one."""
+    cropped = dataset.evaluation.mode == "centre_crop"
+    folder = SegmentationFolder(prepared, ids, n_classes=len(dataset.classes), ignore_label=dataset.ignore_label)
+    collate = partial(_collate, crop=dataset.evaluation.crop if cropped else None, ignore=dataset.ignore_label)
+    size = dataset.evaluation.batch if cropped else 1
+    yield from DataLoader(folder, batch_size=size, num_workers=workers, collate_fn=collate)
+
+
+@torch.inference_mode()
+def evaluate(
+    network: nn.Module, prepared: Path, ids: list[str], dataset: "Dataset", device: torch.device, workers: int = 0
+) -> Tensor:
+    """Confusion matrix, int64 on the CPU, of the network over the images `ids` in the data set's evaluation mode.
+
+    network: on `device`, maps images (B, 3, H, W) to {"logits": (B, C, h, w)}; evaluated in eval mode and left in the
+    mode it was in.
+    """
+    settings, n_classes = dataset.evaluation, len(dataset.classes)
+    stride = math.ceil(settings.stride * settings.crop)
+    confusion = torch.zeros(n_classes, n_classes, dtype=torch.int64)
+    training = network.training
+    network.eval()
+    try:
+        for images, masks in _batches(prepared, ids, dataset, workers):
+            inputs = normalise(images.to(device), dataset.mean, dataset.std)
+            if settings.mode == "centre_crop":
+                logits = upsample(network(inputs)["logits"], (inputs.shape[-2], inputs.shape[-1]))
+            else:
+                logits = sliding_logits(network, inputs, settings.crop, stride, settings.batch)
+            labels = masks.to(device)
+            confusion += confusion_matrix(logits.argmax(1), labels, n_classes, dataset.ignore_label).cpu()
+    finally:
+        network.train(training)
+    return confusion
+
+
+def read_ids(path: Path) -> list[str]:
+    """Image ids of a list file, one a line. Raises UserError if there is no such file."""
+    try:
+        return path.read_text(encoding="utf-8").split()
+    except FileNotFoundError as error:
+        raise UserError(path, "no file", "a list of image ids") from error
+
+
+def evaluate_run(spec: "RunSpec", prepared: Path, split: Path, run_dir: Path, device: str = "auto") -> None:
+    """Evaluate weights.pt of a run on the split's val.txt and write evaluation.json beside it.
+
+    evaluation.json: {"last": {"confusion": rows of target classes, "iou": percent per class (null where the class
+    occurs nowhere), "miou": percent}, "best": the same}. Raises UserError if a file is missing or does not fit.
+    """
+    target = choose_device(device, spec.recipe.gpus)
+    ids = read_ids(split / "val.txt")
+    if not ids:
+        raise UserError(split / "val.txt", "no ids", "a list of image ids")
+    path = run_dir / "weights.pt"
+    weights = load(path)
+    results: dict[str, Any] = {}
+    with deterministic(spec.recipe.threads):
+        network = build_network(spec.recipe.network, len(spec.dataset.classes)).to(target)
+        for selection in ("last", "best"):
+            load_network_weights(network, weights, selection, path)
+            confusion = evaluate(network, prepared, ids, spec.dataset, target, spec.recipe.workers)
+            classes = [None if math.isnan(value) else value for value in iou(confusion).tolist()]
+            results[selection] = {"confusion": confusion.tolist(), "iou": classes, "miou": mean_iou(confusion)}
+    write_json(run_dir / "evaluation.json", results)

@@ -1,0 +1,12 @@
+"""The one exception for what a user can cause."""
+
+
+class UserError(Exception):
+    """A mistake in the inputs: where it is, what was found and what was expected, in one line.
+
+    The command line turns it into exit code 2; everything else that is raised is a defect of the suite.
+    """
+
+    def __init__(self, where: object, found: object, expected: object) -> None:
+        self.where, self.found, self.expected = str(where), str(found), str(expected)
+        super().__init__(" ".join(f"{where}: found {found}, expected {expected}".split()))

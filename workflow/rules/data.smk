@@ -1,0 +1,89 @@
+"""Archives, prepared data and split lists: one rule a data set, since their files differ."""
+
+for name, dataset in suite.datasets.items():
+    files = [archive.file for archive in dataset.archives.values()]
+
+    if dataset.synthetic:
+
+        rule:
+            name:
+                f"synthesize_{name}"
+            output:
+                expand(f"{DATA}/upstream/{{file}}", file=files),
+            log:
+                f"logs/{suite.scale}/synthesize_{name}.log",
+            params:
+                scale=suite.scale,
+                dataset=name,
+                drawn=dataset.synthetic.model_dump_json(),
+            shell:
+                "u2pl data synthesize {params.dataset} --scale {params.scale} > {log} 2>&1"
+
+    for key, archive in dataset.archives.items():
+
+        rule:
+            name:
+                f"fetch_{name}_{key}"
+            input:
+                [f"{DATA}/upstream/{archive.file}"] if dataset.synthetic else [],
+            output:
+                f"{DATA}/archives/{archive.file}",
+            log:
+                f"logs/{suite.scale}/fetch_{name}_{key}.log",
+            localrule: True
+            params:
+                scale=suite.scale,
+                dataset=name,
+                archive=key,
+                source=archive.model_dump_json(),
+            shell:
+                "u2pl data fetch {params.dataset} {params.archive} --scale {params.scale} > {log} 2>&1"
+
+    rule:
+        name:
+            f"prepare_{name}"
+        input:
+            expand(f"{DATA}/archives/{{file}}", file=files),
+        output:
+            f"{DATA}/{name}/manifest.json",
+        log:
+            f"logs/{suite.scale}/prepare_{name}.log",
+        threads: 2 if dataset.synthetic else 8
+        resources:
+            mem_mb=4000,
+        params:
+            scale=suite.scale,
+            dataset=name,
+            counts=str(sorted(dataset.counts.items())),
+        shell:
+            "u2pl data prepare {params.dataset} --scale {params.scale} --workers {threads} > {log} 2>&1"
+
+
+rule fetch_weights:
+    output:
+        "weights/{file}",
+    log:
+        "logs/fetch_weights_{file}.log",
+    retries: 3
+    params:
+        scale=suite.scale,
+        source=lambda wildcards: suite.weights[wildcards.file].model_dump_json(),
+    shell:
+        "u2pl data fetch weights {wildcards.file} --scale {params.scale} > {log} 2>&1"
+
+
+rule split:
+    input:
+        lambda wildcards: f"{DATA}/{suite.protocols[wildcards.protocol].dataset}/manifest.json",
+    output:
+        f"{DATA}/splits/{{protocol}}/{{n}}/manifest.json",
+        f"{DATA}/splits/{{protocol}}/{{n}}/labeled.txt",
+        f"{DATA}/splits/{{protocol}}/{{n}}/unlabeled.txt",
+        f"{DATA}/splits/{{protocol}}/{{n}}/val.txt",
+    log:
+        f"logs/{suite.scale}/split/{{protocol}}_{{n}}.log",
+    params:
+        scale=suite.scale,
+        protocol=lambda wildcards: suite.protocols[wildcards.protocol].model_dump_json(exclude={"fractions"}),
+    shell:
+        "u2pl data split {wildcards.protocol} {wildcards.n} --scale {params.scale} > {log} 2>&1"
