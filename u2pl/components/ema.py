@@ -15,7 +15,8 @@ def ema_update(teacher: nn.Module, student: nn.Module, decay: float, step: int) 
 
     Parameters only: the teacher's batch-norm statistics come from its own forward passes.
     """
-    targets, sources = list(teacher.parameters()), list(student.parameters())
+    targets: list[torch.Tensor] = list(teacher.parameters())
+    sources: list[torch.Tensor] = list(student.parameters())
     if (current := ema_decay(decay, step)) == 0:
         torch._foreach_copy_(targets, sources)  # a lerp by 1 would keep NaN and inf of the old weights
     else:

@@ -10,7 +10,7 @@ from pathlib import Path, PurePosixPath
 
 from u2pl.errors import UserError
 
-_BROKEN = (tarfile.TarError, zipfile.BadZipFile, zlib.error, EOFError, OSError, RuntimeError, NotImplementedError)
+_BROKEN = (tarfile.TarError, zipfile.BadZipFile, zlib.error, EOFError, OSError, RuntimeError)
 
 
 def _safe_name(path: Path, name: str) -> str:

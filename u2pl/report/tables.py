@@ -91,7 +91,7 @@ def number_frame(grid: Grid) -> pd.DataFrame:
 
 
 def cell_text(entry: Entry, bold: str, plus_minus: str, mark: str) -> str:
-    """`ours ± std (paper)`, or the marked `(paper)` of a quoted cell; `bold` is a format string for the best of ours."""
+    """`ours ± std (paper)`, or the marked `(paper)` of a quoted cell; `bold` formats the best of ours."""
     paper = "" if math.isnan(entry.paper) else f"({entry.paper:.{DECIMALS}f})"
     if entry.quoted:
         return f"{paper}{mark}" if paper else NOTHING

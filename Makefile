@@ -1,0 +1,53 @@
+# Every target installs what it needs into .venv first.
+PYTHON ?= python3
+BIN := .venv/bin
+STAMP := .venv/.installed
+# Keep in step with README.md: these packages belong to torch and follow its build.
+TORCH_PACKAGES := torch|torchvision|triton|nvidia-[a-z0-9-]+|cuda-[a-z0-9-]+
+export PATH := $(CURDIR)/$(BIN):$(PATH)
+
+.PHONY: install demo test lint format bench lock
+.DEFAULT_GOAL := demo
+
+install: $(STAMP)
+
+$(STAMP): pyproject.toml requirements.lock
+	test -x $(BIN)/python || $(PYTHON) -m venv .venv
+ifdef SKIP_TORCH
+	# A lock entry is one line and its continuations; drop the entries of torch's build.
+	awk '!more { drop = /^($(TORCH_PACKAGES))==/ } { more = /\\$$/ } !drop' requirements.lock > .venv/requirements.txt
+	$(BIN)/python -c "import torch, torchvision"
+else
+	cp requirements.lock .venv/requirements.txt
+endif
+	$(BIN)/pip install --require-hashes -r .venv/requirements.txt
+	$(BIN)/pip install --no-deps --no-build-isolation -e .
+	touch $@
+
+demo: $(STAMP)
+	snakemake --profile demo
+	u2pl show results/demo/tables/table2.md
+	@echo "All tables: results/demo/tables/ (.md, .csv, .tex); every number: results/demo/cells.csv"
+
+lint: $(STAMP)
+	ruff check .
+	ruff format --check .
+	mypy u2pl
+	snakefmt --check Snakefile workflow
+	snakemake --lint
+
+test: lint
+	pytest -n 2
+
+format: $(STAMP)
+	ruff check --fix .
+	ruff format .
+	snakefmt Snakefile workflow
+
+bench: $(STAMP)
+	pytest tests/benchmarks --benchmark-only
+
+# The index and the local links of whoever locks must not end up in the file: hashes are enough.
+lock: $(STAMP)
+	pip-compile --quiet --generate-hashes --strip-extras --no-header --no-annotate --no-emit-index-url \
+		--no-emit-find-links --no-emit-trusted-host --extra dev --allow-unsafe -o requirements.lock pyproject.toml

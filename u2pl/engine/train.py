@@ -1,0 +1,254 @@
+"""Training of one run, from its spec to the run directory."""
+
+import csv
+import math
+import sys
+import time
+from collections.abc import Iterable, Iterator
+from contextlib import suppress
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from rich.progress import track
+from torch import Tensor
+
+from u2pl.data.augment import normalise
+from u2pl.data.batches import TrainBatches
+from u2pl.engine import checkpoints
+from u2pl.engine.evaluate import evaluate, mean_iou, read_ids
+from u2pl.engine.provenance import device_name, git_state, library_versions, peak_memory_mb
+from u2pl.engine.seeding import choose_device, deterministic, random_state, restore_random_state, seed_everything
+from u2pl.errors import UserError
+from u2pl.files import atomic_path, write_json
+from u2pl.methods import Progress, build_method
+from u2pl.models import DeepLab, build_network, load_encoder_weights
+
+if TYPE_CHECKING:
+    from u2pl.experiments.schema import Recipe, RunSpec
+
+STATE_FILE = "state.pt"
+
+
+def train(
+    spec: "RunSpec",
+    *,
+    prepared: Path,
+    split: Path,
+    weights: Path | None,
+    out: Path,
+    state: Path,
+    device: str = "auto",
+) -> None:
+    """Train `spec` and write weights.pt, history.csv and, last, run.json into `out`.
+
+    prepared, split: folders with a manifest.json; weights: of the encoder, None for random ones; state: folder that
+    keeps what an interrupted run continues from, emptied at the end; device: "auto" follows the recipe.
+    A continued run ends with the same weights, bit for bit, as one that was never interrupted.
+
+    Raises UserError if an input is missing or does not fit, or the loss is not finite; `out` is then left alone and
+    `state` keeps the last good epoch.
+    """
+    target = choose_device(device, spec.recipe.gpus)
+    with deterministic(spec.recipe.threads):
+        trainer = Trainer(spec, prepared, split, weights, target)
+        key = checkpoints.state_key(spec, split, prepared, weights, target)
+        path = state / STATE_FILE
+        saved = checkpoints.load_state(path, key)
+        if saved is not None:
+            trainer.restore(saved)
+        while trainer.epoch < spec.recipe.epochs:
+            trainer.run_epoch()
+            if trainer.validation_due():
+                trainer.validate()
+                checkpoints.save(path, {"key": key, **trainer.state()})
+        write_run(out, trainer, split, prepared)
+    path.unlink(missing_ok=True)
+    with suppress(OSError):
+        state.rmdir()
+
+
+def optimiser_for(student: DeepLab, recipe: "Recipe") -> torch.optim.SGD:
+    """SGD with the encoder's parameters at the recipe's rate and all others at a multiple of it."""
+    groups = [
+        {"params": list(student.encoder_parameters()), "lr": recipe.lr, "initial_lr": recipe.lr},
+        {
+            "params": list(student.head_parameters()),
+            "lr": recipe.lr * recipe.head_lr_multiplier,
+            "initial_lr": recipe.lr * recipe.head_lr_multiplier,
+        },
+    ]
+    return torch.optim.SGD(groups, lr=recipe.lr, momentum=recipe.momentum, weight_decay=recipe.weight_decay)
+
+
+def poly(step: int, steps: int, power: float) -> float:
+    """Factor on the learning rate at `step` (from 0) of `steps`: (1 - step / steps) ** power."""
+    return (1 - step / steps) ** power
+
+
+class Trainer:
+    """The networks, the optimiser and the loop of one run. `epoch` counts the finished epochs."""
+
+    def __init__(
+        self, spec: "RunSpec", prepared: Path, split: Path, weights: Path | None, device: torch.device
+    ) -> None:
+        dataset, recipe = spec.dataset, spec.recipe
+        n_classes = len(dataset.classes)
+        self.spec, self.prepared, self.device = spec, prepared, device
+        self.generator = seed_everything(spec.seed, device)
+        student = build_network(recipe.network, n_classes)
+        if weights is not None:
+            load_encoder_weights(student, weights)
+        self.student = student.to(device)
+        self.method = build_method(spec.method, spec.settings, student, n_classes, dataset.ignore_label).to(device)
+        self.teacher: torch.nn.Module | None = self.method.teacher
+        self.optimiser = optimiser_for(student, recipe)
+        labelled, unlabelled = read_ids(split / "labeled.txt"), read_ids(split / "unlabeled.txt")
+        # A method without a teacher cannot learn from unlabelled images; its epoch is one pass over the labelled ones.
+        supervised_only = self.teacher is None
+        self.batches = TrainBatches(
+            prepared, labelled, unlabelled, dataset, recipe, spec.seed, supervised_only=supervised_only
+        )
+        self.val_ids = read_ids(split / "val.txt")
+        self.steps = recipe.epochs * len(self.batches)
+        self.epoch = self.images = 0
+        self.history: list[dict[str, float]] = []
+        self.best: dict[str, Any] | None = None
+        self.started, self.seconds, self.training_seconds = time.perf_counter(), 0.0, 0.0
+
+    def run_epoch(self) -> None:
+        """One pass over the batches; appends a row of means to the history."""
+        self.student.train()
+        started, images = time.perf_counter(), 0
+        sums: dict[str, Tensor] = {}
+        rate = 0.0
+        for index, batch in enumerate(self._shown(self.batches.epoch(self.epoch))):
+            step = self.epoch * len(self.batches) + index
+            images += sum(len(value) for name, value in batch.items() if name.startswith("image"))
+            rate = self._set_rates(step)
+            for name, value in self._step(batch, step).items():
+                sums[name] = sums.get(name, torch.zeros((), device=self.device)) + torch.as_tensor(value).detach()
+        seconds = time.perf_counter() - started
+        self.images, self.training_seconds = self.images + images, self.training_seconds + seconds
+        self.epoch += 1
+        row: dict[str, float] = {"epoch": self.epoch, "step": self.epoch * len(self.batches), "lr": rate}
+        row |= {name: float(value) / len(self.batches) for name, value in sums.items()}
+        row["images_per_s"] = images / seconds
+        self.history.append(row)
+
+    def _step(self, batch: dict[str, Tensor], step: int) -> dict[str, Tensor]:
+        recipe = self.spec.recipe
+        progress = Progress(
+            epoch=self.epoch,
+            epochs=recipe.epochs,
+            step=step,
+            steps=self.steps,
+            warmup_epochs=recipe.warmup_epochs,
+            generator=self.generator,
+        )
+        parts: dict[str, Tensor] = self.method(self._to_device(batch), progress)
+        loss = parts["loss"]
+        # Before the weights take it in: the state saved last is then the last good one.
+        if not math.isfinite(value := loss.item()):
+            raise UserError(f"{self.spec.id} step {step}", f"a non-finite loss {value}", "a finite loss")
+        self.optimiser.zero_grad(set_to_none=True)
+        loss.backward()
+        self.optimiser.step()
+        self.method.after_step(progress)
+        return parts
+
+    def _to_device(self, batch: dict[str, Tensor]) -> dict[str, Tensor]:
+        """Images become normalised floats only here: bytes are four times cheaper to move."""
+        dataset = self.spec.dataset
+        moved = {name: value.to(self.device, non_blocking=True) for name, value in batch.items()}
+        for name in moved:
+            if name.startswith("image"):
+                moved[name] = normalise(moved[name], dataset.mean, dataset.std)
+        return moved
+
+    def _set_rates(self, step: int) -> float:
+        factor = poly(step, self.steps, self.spec.recipe.poly_power)
+        for group in self.optimiser.param_groups:
+            group["lr"] = group["initial_lr"] * factor
+        return float(self.optimiser.param_groups[0]["lr"])
+
+    def _shown(self, batches: Iterable[dict[str, Tensor]]) -> Iterator[dict[str, Tensor]]:
+        """The batches, behind a progress bar where someone is watching."""
+        if sys.stdout.isatty():
+            title = f"epoch {self.epoch + 1}/{self.spec.recipe.epochs}"
+            yield from track(batches, title, total=len(self.batches), transient=True)
+        else:
+            yield from batches
+
+    def validation_due(self) -> bool:
+        """Every `validate_every` epochs and after the last one."""
+        recipe = self.spec.recipe
+        return self.epoch % recipe.validate_every == 0 or self.epoch == recipe.epochs
+
+    def validate(self) -> None:
+        """Evaluate the teacher (the student where there is none), note it in the history and keep the best weights."""
+        network = self.student if self.teacher is None else self.teacher
+        workers = self.spec.recipe.workers
+        miou = mean_iou(evaluate(network, self.prepared, self.val_ids, self.spec.dataset, self.device, workers))
+        self.history[-1]["val_miou"] = miou
+        if self.best is None or miou > self.best["miou"]:
+            self.best = {"miou": miou, "epoch": self.epoch, **self.weights()}
+        row = ", ".join(f"{name} {value:.4g}" for name, value in self.history[-1].items() if name != "epoch")
+        print(f"{self.spec.id} epoch {self.epoch}/{self.spec.recipe.epochs}: {row}", flush=True)
+
+    def weights(self) -> checkpoints.Weights:
+        """Copies of the present weights on the CPU."""
+        return {"student": checkpoints.cpu_copy(self.student), "teacher": checkpoints.cpu_copy(self.teacher)}
+
+    def elapsed(self) -> float:
+        """Seconds this run has taken, those before an interruption up to the last saved state included."""
+        return self.seconds + time.perf_counter() - self.started
+
+    def state(self) -> dict[str, Any]:
+        """All that decides how the training goes on: the method's state holds both networks and the memory bank."""
+        return {
+            "epoch": self.epoch,
+            "method": self.method.state_dict(),
+            "optimiser": self.optimiser.state_dict(),
+            "random": random_state(self.generator),
+            "history": self.history,
+            "best": self.best,
+            "counters": [self.images, self.elapsed(), self.training_seconds],
+        }
+
+    def restore(self, state: dict[str, Any]) -> None:
+        """Go back to what `state` returned."""
+        self.epoch, self.history, self.best = state["epoch"], state["history"], state["best"]
+        self.images, self.seconds, self.training_seconds = state["counters"]
+        self.method.load_state_dict(state["method"])
+        self.optimiser.load_state_dict(state["optimiser"])
+        restore_random_state(state["random"], self.generator)
+
+
+def write_run(out: Path, trainer: Trainer, split: Path, prepared: Path) -> None:
+    """Write the run directory. run.json is its token: removed first and written last, it vouches for the others."""
+    assert trainer.best is not None
+    (out / "run.json").unlink(missing_ok=True)
+    spec, best = trainer.spec, trainer.best
+    meta = {"run": spec.id, "epochs": trainer.epoch, "best_epoch": best["epoch"], "best_miou": best["miou"]}
+    kept = {"student": best["student"], "teacher": best["teacher"]}
+    checkpoints.save(out / "weights.pt", {"last": trainer.weights(), "best": kept, "meta": meta})
+    columns = list(dict.fromkeys(name for row in trainer.history for name in row))
+    with atomic_path(out / "history.csv") as temporary, temporary.open("w", newline="", encoding="utf-8") as stream:
+        writer = csv.DictWriter(stream, columns, restval="", lineterminator="\n")
+        writer.writeheader()
+        writer.writerows(trainer.history)
+    provenance = {
+        "git": git_state(),
+        "split_sha256": checkpoints.manifest_hash(split),
+        "data_sha256": checkpoints.manifest_hash(prepared),
+        "libraries": library_versions(),
+        "device": device_name(trainer.device),
+        "world_size": 1,
+        "seed": spec.seed,
+        "steps": trainer.steps,
+        "wall_time_s": trainer.elapsed(),
+        "images_per_s": trainer.images / trainer.training_seconds,
+        "peak_memory_mb": peak_memory_mb(trainer.device),
+    }
+    write_json(out / "run.json", {"id": spec.id, "spec": spec.model_dump(mode="json"), "provenance": provenance} | meta)
