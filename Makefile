@@ -2,7 +2,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 STAMP := .venv/.installed
-# Keep in step with README.md: these packages belong to torch and follow its build.
+# Packages that belong to torch's build; nvidia-ml-py does not, DVCLive reads the GPU's load with it.
 TORCH_PACKAGES := torch|torchvision|triton|nvidia-[a-z0-9-]+|cuda-[a-z0-9-]+
 export PATH := $(CURDIR)/$(BIN):$(PATH)
 
@@ -15,12 +15,13 @@ $(STAMP): pyproject.toml requirements.lock
 	test -x $(BIN)/python || $(PYTHON) -m venv .venv
 ifdef SKIP_TORCH
 	# A lock entry is one line and its continuations; drop the entries of torch's build.
-	awk '!more { drop = /^($(TORCH_PACKAGES))==/ } { more = /\\$$/ } !drop' requirements.lock > .venv/requirements.txt
+	awk '!more { drop = /^($(TORCH_PACKAGES))==/ && !/^nvidia-ml-py==/ } { more = /\\$$/ } !drop' requirements.lock > .venv/requirements.txt
 	$(BIN)/python -c "import torch, torchvision"
 else
 	cp requirements.lock .venv/requirements.txt
 endif
-	$(BIN)/pip install --require-hashes -r .venv/requirements.txt
+	# The lock is complete, so that pip need not resolve anything.
+	$(BIN)/pip install --no-deps --require-hashes -r .venv/requirements.txt
 	$(BIN)/pip install --no-deps --no-build-isolation -e .
 	touch $@
 
@@ -34,7 +35,6 @@ lint: $(STAMP)
 	ruff format --check .
 	mypy u2pl
 	snakefmt --check Snakefile workflow
-	snakemake --lint
 
 test: lint
 	pytest -n 2

@@ -29,7 +29,9 @@ def _find(suite: Suite, run: str) -> RunSpec:
 
 def _dataset(suite: Suite, name: str) -> str:
     if name not in suite.datasets:
-        raise UserError(f"data set {name!r}", "no such key in params/datasets.yaml", nearest(name, list(suite.datasets)))
+        raise UserError(
+            f"data set {name!r}", "no such key in params/datasets.yaml", nearest(name, list(suite.datasets))
+        )
     return name
 
 
@@ -102,7 +104,12 @@ def train(run: str, scale: Scale = "demo", device: Device = "auto") -> None:
     weights = spec.recipe.network.weights
     state = Path("results") / scale / "state" / run
     start(
-        spec, prepared=prepared, split=lists, weights=Path(weights) if weights else None, out=out, state=state,
+        spec,
+        prepared=prepared,
+        split=lists,
+        weights=Path(weights) if weights else None,
+        out=out,
+        state=state,
         device=device,
     )
 

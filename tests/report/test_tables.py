@@ -2,6 +2,7 @@
 
 import shutil
 import subprocess
+import unicodedata
 from pathlib import Path
 
 import pandas as pd
@@ -105,6 +106,7 @@ def test_columns_of_two_protocols_are_told_apart(suite: Suite, table: Table, res
 
 def test_escape_knows_greek_and_scripts() -> None:
     assert escape("α₀ = λ²") == r"$\alpha$$_{0}$ = $\lambda$$^{2}$"
+    assert escape("Γ Ο ο") == r"$\Gamma$ O o"
     assert escape("naïve 5 ± 1") == r"naïve 5 $\pm$ 1"
     with pytest.raises(UserError, match="漢"):
         escape("漢")
@@ -123,7 +125,9 @@ def compile_latex(source: str, folder: Path) -> None:
 
 def test_awkward_text_compiles(suite: Suite, results: Path, tmp_path: Path) -> None:
     tex = write(suite, results).with_suffix(".tex").read_text(encoding="utf-8")
-    greek = [chr(code) for code in range(ord("α"), ord("ω") + 1) if chr(code) not in "ςο"]
+    letters = [chr(code) for code in (*range(0x391, 0x3AA), *range(0x3B1, 0x3CA))]
+    greek = [letter for letter in letters if unicodedata.name(letter, "").count(" ") == 3]
+    assert len(greek) == 48
     compile_latex(tex + "\n\n" + escape(" ".join([*SYMBOLS, *greek, "é", "²", "₀"])), tmp_path)
 
 

@@ -1,6 +1,5 @@
 """The DAG as Snakemake plans it, without running a job."""
 
-import json
 import shutil
 import subprocess
 import sys
@@ -60,8 +59,9 @@ def test_unknown_config_key_is_refused(checkout):
 
 
 def test_lint_asks_for_nothing_but_conda():
-    done = snakemake(ROOT, "--lint", "json")
-    report = json.loads(done.stdout or done.stderr)
-    titles = {lint["title"] for part in (*report["rules"], *report["snakefiles"]) for lint in part["lints"]}
+    done = snakemake(ROOT, "--lint")
+    text = done.stdout + done.stderr
+    titles = {line.strip("* :") for line in text.splitlines() if line.lstrip().startswith("* ")}
+    assert "Lints for rule" in text
     # The environment is requirements.lock, installed by make; Snakemake knows conda and containers only.
-    assert titles <= {"Specify a conda environment or container for each rule."}
+    assert titles == {"Specify a conda environment or container for each rule."}

@@ -85,7 +85,7 @@ def open_archive(path: Path) -> Iterator[ArchiveReader]:
     if not path.is_file():
         raise UserError(path, "no file", "the archive (run `u2pl data fetch`, or put it there)")
     try:
-        opened = zipfile.ZipFile(path) if zipfile.is_zipfile(path) else tarfile.open(path)
+        opened = zipfile.ZipFile(path) if zipfile.is_zipfile(path) else tarfile.TarFile.open(path)
     except _BROKEN as error:
         raise UserError(path, error, "a tar or zip archive") from error
     with opened:

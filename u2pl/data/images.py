@@ -39,7 +39,7 @@ def decode_image(content: bytes, where: object) -> UInt8:
 
 
 def decode_mask(content: bytes, where: object) -> UInt8:
-    """(H, W) uint8 label values: a grey PNG's values or a palettised PNG's indices. Raises UserError for other modes."""
+    """(H, W) uint8 labels: a grey PNG's values or a palettised PNG's indices. Raises UserError for other modes."""
     mask = decode(content, where)
     if mask.mode not in ("L", "P"):
         raise UserError(where, f"image mode {mask.mode}", "one 8-bit label a pixel (mode L or P)")

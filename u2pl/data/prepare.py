@@ -120,7 +120,8 @@ def _plan_pascal(paths: dict[str, Path]) -> _Plan:
             if name not in lists:
                 raise UserError(voc.path, "no member", f"ImageSets/Segmentation/{name}.txt")
         ids = {name: _decode_ids(texts[lists[name]], voc.path, lists[name]) for name in ("train", "val")}
-        voc_images, voc_masks = _by_tail(voc, r"JPEGImages/([^/]+)\.jpg"), _by_tail(voc, r"SegmentationClass/([^/]+)\.png")
+        voc_images = _by_tail(voc, r"JPEGImages/([^/]+)\.jpg")
+        voc_masks = _by_tail(voc, r"SegmentationClass/([^/]+)\.png")
     with open_archive(paths["sbd"]) as sbd:
         sbd_images, sbd_masks = _by_tail(sbd, r"img/([^/]+)\.jpg"), _by_tail(sbd, r"cls/([^/]+)\.mat")
         lists = _by_tail(sbd, r"dataset/(train|val)\.txt")
@@ -263,7 +264,7 @@ def _write_sbd_mask(job: _Job) -> None:
     except Exception as error:  # scipy raises whatever the damaged bytes lead to
         raise UserError(job.where, f"{type(error).__name__} {error}", "GTcls.Segmentation of SBD") from error
     if not isinstance(labels, np.ndarray) or labels.ndim != 2 or labels.dtype.kind not in "iu":
-        raise UserError(job.where, f"GTcls.Segmentation {getattr(labels, 'shape', labels)}", "an (H, W) array of labels")
+        raise UserError(job.where, f"Segmentation of shape {np.shape(labels)}", "an (H, W) array of labels")
     if labels.size and (labels.min() < 0 or labels.max() > 255):
         raise UserError(job.where, f"labels {labels.min()} to {labels.max()}", f"0 to {job.n_classes - 1}")
     _write_mask(job, labels.astype(np.uint8))

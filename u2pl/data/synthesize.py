@@ -39,7 +39,7 @@ def synthesize(
     if dataset not in ("pascal", "cityscapes"):
         raise UserError("dataset", repr(dataset), "pascal or cityscapes")
     if min(size) < 32 or min(train, val) < 1 or extra < 0:
-        raise UserError(f"synthetic {dataset}", (train, extra, val, size), "images of 32x32 or more, one a list or more")
+        raise UserError(f"synthetic {dataset}", (train, extra, val, size), "32x32 pixels or more, no empty list")
     if dataset == "pascal":
         _pascal(target, seed, train, extra, val, size)
     else:

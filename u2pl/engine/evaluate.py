@@ -13,6 +13,7 @@ from torch.utils.data import DataLoader
 
 from u2pl.data.augment import centre_crop, normalise
 from u2pl.data.batches import SegmentationFolder
+from u2pl.data.lists import read_ids
 from u2pl.engine.checkpoints import load, load_network_weights
 from u2pl.engine.seeding import choose_device, deterministic
 from u2pl.errors import UserError
@@ -99,7 +100,10 @@ def _batches(prepared: Path, ids: list[str], dataset: "Dataset", workers: int) -
     folder = SegmentationFolder(prepared, ids, n_classes=len(dataset.classes), ignore_label=dataset.ignore_label)
     collate = partial(_collate, crop=dataset.evaluation.crop if cropped else None, ignore=dataset.ignore_label)
     size = dataset.evaluation.batch if cropped else 1
-    yield from DataLoader(folder, batch_size=size, num_workers=workers, collate_fn=collate)
+    # A generator of its own: the loader draws a seed, which must not move the one dropout draws from.
+    yield from DataLoader(
+        folder, batch_size=size, num_workers=workers, collate_fn=collate, generator=torch.Generator()
+    )
 
 
 @torch.inference_mode()
@@ -128,14 +132,6 @@ def evaluate(
     finally:
         network.train(training)
     return confusion
-
-
-def read_ids(path: Path) -> list[str]:
-    """Image ids of a list file, one a line. Raises UserError if there is no such file."""
-    try:
-        return path.read_text(encoding="utf-8").split()
-    except FileNotFoundError as error:
-        raise UserError(path, "no file", "a list of image ids") from error
 
 
 def evaluate_run(spec: "RunSpec", prepared: Path, split: Path, run_dir: Path, device: str = "auto") -> None:

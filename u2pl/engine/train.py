@@ -15,8 +15,9 @@ from torch import Tensor
 
 from u2pl.data.augment import normalise
 from u2pl.data.batches import TrainBatches
+from u2pl.data.lists import read_ids
 from u2pl.engine import checkpoints
-from u2pl.engine.evaluate import evaluate, mean_iou, read_ids
+from u2pl.engine.evaluate import evaluate, mean_iou
 from u2pl.engine.provenance import device_name, git_state, library_versions, peak_memory_mb
 from u2pl.engine.seeding import choose_device, deterministic, random_state, restore_random_state, seed_everything
 from u2pl.errors import UserError

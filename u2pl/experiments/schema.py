@@ -184,8 +184,9 @@ class RunSpec(Strict):
     def science(self) -> dict[str, Any]:
         """What the numbers depend on: all but where archives come from and what the machine is asked for."""
         machine = {"gpus": True, "threads": True, "mem_mb": True, "runtime": True, "workers": True}
-        dataset = {"archives": True, "synthetic": True, "evaluation": {"batch"}}
-        return self.model_dump(mode="json", exclude={"recipe": machine, "dataset": dataset})
+        dataset: dict[str, Any] = {"archives": True, "synthetic": True, "evaluation": {"batch": True}}
+        exclude: dict[str, Any] = {"recipe": machine, "dataset": dataset}
+        return self.model_dump(mode="json", exclude=exclude)
 
     @property
     def id(self) -> str:

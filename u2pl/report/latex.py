@@ -1,5 +1,6 @@
 """Plain text to LaTeX that compiles without any package."""
 
+import re
 import unicodedata
 
 from u2pl.errors import UserError
@@ -37,6 +38,9 @@ SYMBOLS = {
     "✓": r"$\surd$",
     "✗": r"$\times$",
 }
+# Greek capitals that look Latin, and omicron, have no command.
+SYMBOLS |= dict(zip("ΑΒΕΖΗΙΚΜΝΟΡΤΧο", "ABEZHIKMNOPTXo", strict=True))
+GREEK = re.compile("GREEK (?P<case>SMALL|CAPITAL) LETTER (?P<letter>[A-Z]+)")
 SCRIPTS = {"<sub>": "_", "<super>": "^"}
 
 
@@ -54,9 +58,9 @@ def _escape_character(character: str) -> str:
     if character.isascii():
         return character
     name = unicodedata.name(character, "")
-    if name.startswith("GREEK SMALL LETTER ") and name.isascii() and name.count(" ") == 3:
-        letter = name.rsplit(" ", 1)[1].lower()
-        return rf"$\{ {'lamda': 'lambda'}.get(letter, letter) }$"
+    if greek := GREEK.fullmatch(name):
+        command = greek["letter"].lower().replace("lamda", "lambda")
+        return rf"$\{command.capitalize() if greek['case'] == 'CAPITAL' else command}$"
     script, _, code = unicodedata.decomposition(character).partition(" ")
     if script in SCRIPTS and " " not in code:
         return f"${SCRIPTS[script]}{{{chr(int(code, 16))}}}$"

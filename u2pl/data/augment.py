@@ -1,0 +1,99 @@
+"""Weak augmentation, centre crop and normalisation; images stay uint8 until they are on the device."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+from torchvision import tv_tensors
+from torchvision.transforms import v2
+from torchvision.transforms.v2 import functional as F
+
+MEAN = (123.675, 116.28, 103.53)  # RGB on 0 to 255, of ImageNet
+
+
+class WeakAugmentation(v2.Transform):
+    """Random scale, horizontal flip and random crop of an image and its mask.
+
+    The scale is, with probability 1/2 each, uniform in [scale_range[0], 1] or in [1, scale_range[1]] (the released
+    code's). An image smaller than the crop is padded at the right and the bottom: the image with the mean colour (zero
+    after normalisation), the mask with `pad_label`. Random numbers are torch's global ones; seed them to repeat a draw.
+    Images are (3, H, W) uint8, masks (H, W) uint8; both come out as crop x crop.
+    """
+
+    def __init__(
+        self, crop: int, scale_range: tuple[float, float] = (0.5, 2.0), pad_label: int = 255,
+        mean: Sequence[float] = MEAN,
+    ) -> None:  # fmt: skip
+        super().__init__()
+        self.crop, self.scale_range, self.pad_label, self.mean = crop, scale_range, pad_label, tuple(mean)
+
+    def make_params(self, flat_inputs: list[Any]) -> dict[str, Any]:
+        height, width = v2.query_size(flat_inputs)
+        low, high = self.scale_range
+        shrink, position, flip, y, x = torch.rand(5, dtype=torch.float64).tolist()
+        scale = low + (1 - low) * position if shrink < 0.5 else 1 + (high - 1) * position
+        # The window is cut from the source, so that only pixels that stay are resampled: at scale 2 a quarter of the
+        # crop's area is read. It may give one pixel too many, which is cut off, never one too few.
+        rows, columns = min(height, -int(-self.crop // scale)), min(width, -int(-self.crop // scale))
+        return {
+            "top": int(y * (height - rows + 1)),
+            "left": int(x * (width - columns + 1)),
+            "height": rows,
+            "width": columns,
+            "size": [max(1, round(rows * scale)), max(1, round(columns * scale))],
+            "flip": flip < 0.5,
+        }
+
+    def transform(self, inpt: Any, params: dict[str, Any]) -> Any:
+        is_mask = isinstance(inpt, tv_tensors.Mask)
+        out = F.crop(inpt, params["top"], params["left"], params["height"], params["width"])
+        mode = F.InterpolationMode.NEAREST_EXACT if is_mask else F.InterpolationMode.BILINEAR
+        if list(out.shape[-2:]) != params["size"]:
+            out = F.resize(out, params["size"], interpolation=mode, antialias=not is_mask)
+        if params["flip"]:
+            out = F.horizontal_flip(out)
+        return _fit(out, self.crop, 0, 0, self.pad_label if is_mask else self.mean)
+
+
+def weak_augmentation(
+    crop: int, scale_range: tuple[float, float] = (0.5, 2.0), pad_label: int = 255, mean: Sequence[float] = MEAN
+) -> v2.Transform:
+    """The augmentation of both streams: see `WeakAugmentation`."""
+    return WeakAugmentation(crop, scale_range, pad_label, mean)
+
+
+def centre_crop(
+    image: Tensor, mask: Tensor, crop: int, ignore: int = 255, mean: Sequence[float] = MEAN
+) -> tuple[Tensor, Tensor]:
+    """Cut crop x crop pixels around the centre of an image (3, H, W) uint8 and its mask (H, W).
+
+    A smaller image is centred and padded: with the mean colour, and the mask with the ignore label, so that padding is
+    not scored (the released code pads masks with class 0).
+    """
+    height, width = image.shape[-2:]
+    top, left = (height - crop) // 2 if height > crop else 0, (width - crop) // 2 if width > crop else 0
+    above, before = max(0, crop - height) // 2, max(0, crop - width) // 2
+    image, mask = image[..., top : top + crop, left : left + crop], mask[..., top : top + crop, left : left + crop]
+    return _fit(image, crop, above, before, mean), _fit(mask, crop, above, before, ignore)
+
+
+def _fit(values: Tensor, crop: int, above: int, before: int, fill: float | Sequence[float]) -> Any:
+    """Cut at the right and the bottom, or pad with `fill` (one number, or one a channel), to crop x crop."""
+    height, width = min(values.shape[-2], crop), min(values.shape[-1], crop)
+    if values.shape[-2:] == (crop, crop):
+        return values
+    plain = values.as_subclass(torch.Tensor)
+    colour = torch.tensor(fill, dtype=torch.float64).round().to(plain.dtype).reshape(-1, *([1, 1] if plain.ndim > 2 else []))
+    out = colour.expand(*plain.shape[:-2], 1).unsqueeze(-1) if plain.ndim == 2 else colour
+    out = out.expand(*plain.shape[:-2], crop, crop).clone()
+    out[..., above : above + height, before : before + width] = plain[..., :height, :width]
+    return tv_tensors.wrap(out, like=values) if isinstance(values, tv_tensors.TVTensor) else out
+
+
+def normalise(images: Tensor, mean: Sequence[float], std: Sequence[float]) -> Tensor:
+    """(B, 3, H, W) uint8 -> float32 on the images' device: (value - mean) / std, all on the scale 0 to 255."""
+    shape = (3, 1, 1)
+    centre = torch.tensor(mean, dtype=torch.float32, device=images.device).view(shape)
+    spread = torch.tensor(std, dtype=torch.float32, device=images.device).view(shape)
+    return (images.float() - centre) / spread

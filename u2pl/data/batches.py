@@ -1,0 +1,196 @@
+"""Prepared files -> samples -> training batches that depend on (seed, epoch, position) only."""
+
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.utils.data import DataLoader
+from torch.utils.data import Dataset as TorchDataset
+from torchvision import tv_tensors
+
+from u2pl.data.augment import weak_augmentation
+from u2pl.data.images import check_labels, check_size, decode_image, decode_mask, read_bytes
+from u2pl.errors import UserError
+from u2pl.experiments.schema import Dataset, Recipe
+from u2pl.files import read_json
+
+Sample = tuple[tv_tensors.Image, tv_tensors.Mask]
+_LABELLED, _UNLABELLED = 0, 1  # streams: part of every sample's seed
+
+
+class SegmentationFolder(TorchDataset[Sample]):
+    """The images `ids` of a prepared folder with their masks, through `transform` if one is given.
+
+    An item is (tv_tensors.Image (3, H, W) uint8, tv_tensors.Mask (H, W) uint8). Getting one raises UserError for a
+    missing or truncated file, a mask of another size than its image, and a label outside the classes.
+    """
+
+    def __init__(
+        self,
+        prepared: Path,
+        ids: Sequence[str],
+        *,
+        n_classes: int,
+        ignore_label: int,
+        transform: Callable[..., Any] | None = None,
+    ) -> None:
+        self.suffix: str = read_json(prepared / "manifest.json")["suffix"]
+        self.prepared, self.ids, self.transform = prepared, list(ids), transform
+        self.n_classes, self.ignore_label = n_classes, ignore_label
+
+    def __len__(self) -> int:
+        return len(self.ids)
+
+    def __getitem__(self, index: int) -> Sample:
+        image = self._image(index)
+        path = self.prepared / "masks" / f"{self.ids[index]}.png"
+        labels = decode_mask(read_bytes(path), path)
+        check_size(labels, (image.shape[-2], image.shape[-1]), path)
+        check_labels(labels, self.n_classes, self.ignore_label, path)
+        sample = image, tv_tensors.Mask(torch.from_numpy(labels))
+        return self.transform(*sample) if self.transform else sample
+
+    def image(self, index: int) -> tv_tensors.Image:
+        """The image alone, through the transform; its mask is not read."""
+        image = self._image(index)
+        return self.transform(image) if self.transform else image
+
+    def _image(self, index: int) -> tv_tensors.Image:
+        path = self.prepared / "images" / f"{self.ids[index]}{self.suffix}"
+        pixels = decode_image(read_bytes(path), path)
+        return tv_tensors.Image(torch.from_numpy(pixels).permute(2, 0, 1).contiguous())
+
+
+class TrainBatches:
+    """The batches of a run.
+
+    An epoch is one pass over the unlabelled list, with the labelled list repeated to its length; over the labelled list
+    if `supervised_only` or if nothing is unlabelled. An incomplete last batch is dropped; a list shorter than one batch
+    is repeated to give one. Orders and augmentations come from (recipe seed, epoch, stream, position) alone: batches do
+    not depend on the number of workers, and an epoch can be entered without those before it.
+    """
+
+    def __init__(
+        self,
+        prepared: Path,
+        labelled_ids: Sequence[str],
+        unlabelled_ids: Sequence[str],
+        dataset: Dataset,
+        recipe: Recipe,
+        seed: int,
+        *,
+        supervised_only: bool,
+    ) -> None:
+        if not labelled_ids:
+            raise UserError("labelled list", "no image", "one or more")
+        transform = weak_augmentation(recipe.crop, pad_label=dataset.ignore_label, mean=dataset.mean)
+
+        def folder(ids: Sequence[str]) -> SegmentationFolder:
+            return SegmentationFolder(
+                prepared, ids, n_classes=len(dataset.classes), ignore_label=dataset.ignore_label, transform=transform
+            )
+
+        # With every image labelled there is still something to be consistent on: the labelled images themselves.
+        unlabelled = None if supervised_only else folder(unlabelled_ids or labelled_ids)
+        self._steps = _Steps(folder(labelled_ids), unlabelled, recipe.batch, seed)
+        self._order = _Order()
+        self._loader = DataLoader(
+            self._steps,
+            batch_size=None,
+            sampler=self._order,
+            num_workers=recipe.workers,
+            persistent_workers=recipe.workers > 0,
+            pin_memory=torch.cuda.is_available(),
+        )
+
+    def __len__(self) -> int:
+        """Steps an epoch."""
+        return len(self._steps)
+
+    def epoch(self, epoch: int, start: int = 0) -> Iterator[dict[str, Tensor]]:
+        """Yield the steps of an epoch, from step `start` on: image_l (B, 3, h, w) uint8, mask_l (B, h, w) int64 and,
+        unless supervised_only, image_u (B, 3, h, w) uint8. Raises UserError as `SegmentationFolder` does.
+        """
+        self._order.keys = [(epoch, step) for step in range(start, len(self))]
+        for batch in self._loader:
+            if "error" in batch:
+                raise UserError(*batch["error"])
+            yield batch
+
+
+class _Order:
+    """The sampler: workers stay alive between epochs, so the epoch must travel with each key."""
+
+    def __init__(self) -> None:
+        self.keys: list[tuple[int, int]] = []
+
+    def __iter__(self) -> Iterator[tuple[int, int]]:
+        return iter(self.keys)
+
+    def __len__(self) -> int:
+        return len(self.keys)
+
+
+class _Steps(TorchDataset[dict[str, Any]]):
+    """Key (epoch, step) -> a whole batch, so that one worker makes one step."""
+
+    def __init__(
+        self, labelled: SegmentationFolder, unlabelled: SegmentationFolder | None, batch: int, seed: int
+    ) -> None:
+        self.labelled, self.unlabelled, self.batch, self.seed = labelled, unlabelled, batch, seed
+
+    def __len__(self) -> int:
+        return max(1, len(self.unlabelled or self.labelled) // self.batch)
+
+    def __getitem__(self, key: tuple[int, int]) -> dict[str, Any]:
+        epoch, step = key
+        try:
+            pairs = [self._labelled(epoch, position) for position in self._positions(step)]
+            out = {
+                "image_l": torch.stack([image for image, _ in pairs]),
+                "mask_l": torch.stack([mask for _, mask in pairs]).long(),
+            }
+            if self.unlabelled:
+                out["image_u"] = torch.stack([self._unlabelled(epoch, p) for p in self._positions(step)])
+        except UserError as error:
+            # A worker process cannot raise it: torch rebuilds exceptions from one string.
+            return {"error": (error.where, error.found, error.expected)}
+        return {name: value.as_subclass(Tensor) for name, value in out.items()}
+
+    def _positions(self, step: int) -> range:
+        return range(step * self.batch, (step + 1) * self.batch)
+
+    def _labelled(self, epoch: int, position: int) -> Sample:
+        index = self._index(self.labelled, epoch, _LABELLED, position)
+        with seeded(self.seed, epoch, _LABELLED, position):
+            return self.labelled[index]
+
+    def _unlabelled(self, epoch: int, position: int) -> Tensor:
+        assert self.unlabelled is not None
+        index = self._index(self.unlabelled, epoch, _UNLABELLED, position)
+        with seeded(self.seed, epoch, _UNLABELLED, position):
+            return self.unlabelled.image(index)
+
+    def _index(self, folder: SegmentationFolder, epoch: int, stream: int, position: int) -> int:
+        """The epoch's order is one shuffled pass after the other: every image comes before any comes again."""
+        repeat, offset = divmod(position, len(folder))
+        order = np.random.default_rng([self.seed, epoch, stream, repeat]).permutation(len(folder))
+        return int(order[offset])
+
+
+class seeded:  # noqa: N801  (reads as a verb, as `torch.no_grad` does)
+    """Run a block with torch's CPU generator seeded from the numbers, and put its state back afterwards."""
+
+    def __init__(self, *numbers: int) -> None:
+        self.seed = int(np.random.SeedSequence(numbers).generate_state(1, np.uint64)[0] >> np.uint64(1))
+
+    def __enter__(self) -> None:
+        self._state = torch.get_rng_state()
+        # The CPU generator alone: torch.manual_seed would also seed the devices, whose state is not put back.
+        torch.default_generator.manual_seed(self.seed)
+
+    def __exit__(self, *_: object) -> None:
+        torch.set_rng_state(self._state)
