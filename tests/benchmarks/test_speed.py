@@ -27,7 +27,6 @@ def ratio(new: Callable[[], Any], plain: Callable[[], Any], rounds: int) -> floa
             begin = time.perf_counter()
             function()
             seconds.append(time.perf_counter() - begin)
-    print([round(statistics.median(t) * 1e3, 1) for t in times])
     return statistics.median(times[0]) / statistics.median(times[1])
 
 
@@ -42,7 +41,7 @@ class PlainContrast:
         teacher = teacher.permute(0, 2, 3, 1)
         loss = torch.zeros(())
         for c in range(CLASSES):
-            self.bank[c] = torch.cat([self.bank[c], teacher[negatives[:, c]]])[-CAPACITIES[c] :].clone()
+            self.bank[c] = torch.cat([self.bank[c], teacher[negatives[:, c]]])[-CAPACITIES[c] :]
             candidates = student[anchors[:, c]]
             if len(candidates) == 0 or len(self.bank[c]) == 0:
                 continue

@@ -143,18 +143,19 @@ def contrastive_loss(
     teacher's and carry no gradient. The bank takes this batch's negatives before it is sampled. A class without
     anchors or with an empty bank adds 0, and the mean is over all C * M terms.
     """
-    with torch.no_grad():
-        teacher = teacher.detach().float()
-        bank.push(teacher.permute(0, 2, 3, 1).flatten(0, 2), negatives.transpose(0, 1).flatten(1))
-        candidates = anchors.transpose(0, 1).flatten(1)
-        picked = sample_pixels(candidates, n_anchors, generator)
-        index = bank.sample((n_anchors, n_negatives), generator)
-        valid = candidates.any(dim=1) & (bank.count > 0)
-        positive = positives(teacher, anchors)
-    area = student.shape[2] * student.shape[3]
-    vectors = student.flatten(2)[picked // area, :, picked % area].float()
-    terms = info_nce(vectors, positive, bank.keys, index, tau)
-    return torch.where(valid[:, None], terms, 0.0).mean()
+    with torch.autocast(student.device.type, enabled=False):  # cosines of half-precision vectors lose the ranking
+        with torch.no_grad():
+            teacher = teacher.detach().float()
+            bank.push(teacher.permute(0, 2, 3, 1).flatten(0, 2), negatives.transpose(0, 1).flatten(1))
+            candidates = anchors.transpose(0, 1).flatten(1)
+            picked = sample_pixels(candidates, n_anchors, generator)
+            index = bank.sample((n_anchors, n_negatives), generator)
+            valid = candidates.any(dim=1) & (bank.count > 0)
+            positive = positives(teacher, anchors)
+        area = student.shape[2] * student.shape[3]
+        vectors = student.flatten(2)[picked // area, :, picked % area].float()
+        terms = info_nce(vectors, positive, bank.keys, index, tau)
+        return torch.where(valid[:, None], terms, 0.0).mean()
 
 
 def _one_hot(labels: Tensor, n_classes: int) -> Tensor:

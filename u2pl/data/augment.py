@@ -84,9 +84,8 @@ def _fit(values: Tensor, crop: int, above: int, before: int, fill: float | Seque
     if values.shape[-2:] == (crop, crop):
         return values
     plain = values.as_subclass(torch.Tensor)
-    colour = torch.tensor(fill, dtype=torch.float64).round().to(plain.dtype).reshape(-1, *([1, 1] if plain.ndim > 2 else []))
-    out = colour.expand(*plain.shape[:-2], 1).unsqueeze(-1) if plain.ndim == 2 else colour
-    out = out.expand(*plain.shape[:-2], crop, crop).clone()
+    colour = torch.tensor(fill, dtype=torch.float64).round().to(plain)
+    out = colour.reshape(*colour.shape, 1, 1).expand(*plain.shape[:-2], crop, crop).clone()
     out[..., above : above + height, before : before + width] = plain[..., :height, :width]
     return tv_tensors.wrap(out, like=values) if isinstance(values, tv_tensors.TVTensor) else out
 

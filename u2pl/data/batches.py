@@ -103,6 +103,7 @@ class TrainBatches:
             sampler=self._order,
             num_workers=recipe.workers,
             persistent_workers=recipe.workers > 0,
+            generator=torch.Generator(),  # the loader draws a seed nobody uses: not from the global generator
             pin_memory=torch.cuda.is_available(),
         )
 

@@ -260,7 +260,8 @@ def _write_voc_mask(job: _Job) -> None:
 
 def _write_sbd_mask(job: _Job) -> None:
     try:
-        labels = scipy.io.loadmat(io.BytesIO(job.content), variable_names=["GTcls"])["GTcls"]["Segmentation"][0, 0]
+        content: Any = io.BytesIO(job.content)  # the stubs know paths only
+        labels = scipy.io.loadmat(content, variable_names=["GTcls"])["GTcls"]["Segmentation"][0, 0]
     except Exception as error:  # scipy raises whatever the damaged bytes lead to
         raise UserError(job.where, f"{type(error).__name__} {error}", "GTcls.Segmentation of SBD") from error
     if not isinstance(labels, np.ndarray) or labels.ndim != 2 or labels.dtype.kind not in "iu":

@@ -12,6 +12,7 @@ import tarfile
 import zipfile
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import scipy.io
@@ -267,10 +268,11 @@ def _saved(image: Image.Image, kind: str, **options: int) -> bytes:
 def _sbd_mat(labels: UInt8) -> bytes:
     """SBD's class file: the struct GTcls with Segmentation (H, W) uint8 and CategoriesPresent."""
     present = np.unique(labels[labels > 0]).astype(np.uint8)[:, None]
-    stream = io.BytesIO()
+    stream: Any = io.BytesIO()  # the stubs know paths only
     scipy.io.savemat(stream, {"GTcls": {"Segmentation": labels, "CategoriesPresent": present}}, do_compression=True)
     # The first 116 bytes are a comment with the time of writing.
-    return b"MATLAB 5.0 MAT-file, synthetic".ljust(116) + stream.getvalue()[116:]
+    content: bytes = stream.getvalue()
+    return b"MATLAB 5.0 MAT-file, synthetic".ljust(116) + content[116:]
 
 
 def _write_tar(path: Path, members: Iterator[tuple[str, bytes]], *, compress: bool) -> None:

@@ -101,9 +101,7 @@ def _batches(prepared: Path, ids: list[str], dataset: "Dataset", workers: int) -
     collate = partial(_collate, crop=dataset.evaluation.crop if cropped else None, ignore=dataset.ignore_label)
     size = dataset.evaluation.batch if cropped else 1
     # A generator of its own: the loader draws a seed, which must not move the one dropout draws from.
-    yield from DataLoader(
-        folder, batch_size=size, num_workers=workers, collate_fn=collate, generator=torch.Generator()
-    )
+    yield from DataLoader(folder, batch_size=size, num_workers=workers, collate_fn=collate, generator=torch.Generator())
 
 
 @torch.inference_mode()
@@ -134,6 +132,14 @@ def evaluate(
     return confusion
 
 
+def validation_ids(split: Path) -> list[str]:
+    """The split's validation list. Raises UserError if it is missing or empty."""
+    ids = read_ids(split / "val.txt")
+    if not ids:
+        raise UserError(split / "val.txt", "no image ids", "one or more")
+    return ids
+
+
 def evaluate_run(spec: "RunSpec", prepared: Path, split: Path, run_dir: Path, device: str = "auto") -> None:
     """Evaluate weights.pt of a run on the split's val.txt and write evaluation.json beside it.
 
@@ -141,9 +147,7 @@ def evaluate_run(spec: "RunSpec", prepared: Path, split: Path, run_dir: Path, de
     occurs nowhere), "miou": percent}, "best": the same}. Raises UserError if a file is missing or does not fit.
     """
     target = choose_device(device, spec.recipe.gpus)
-    ids = read_ids(split / "val.txt")
-    if not ids:
-        raise UserError(split / "val.txt", "no ids", "a list of image ids")
+    ids = validation_ids(split)
     path = run_dir / "weights.pt"
     weights = load(path)
     results: dict[str, Any] = {}

@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 
-LIBRARIES = ("u2pl", "torch", "torchvision", "numpy", "pillow")
+LIBRARIES = ("u2pl", "torchvision", "numpy", "pillow")
 
 
 def git_state() -> dict[str, Any]:
@@ -31,7 +31,7 @@ def git_state() -> dict[str, Any]:
 
 def library_versions() -> dict[str, str | None]:
     """Versions of Python and of the libraries that the numbers may depend on."""
-    versions: dict[str, str | None] = {"python": platform.python_version()}
+    versions: dict[str, str | None] = {"python": platform.python_version(), "torch": torch.__version__}  # with its CUDA
     for name in LIBRARIES:
         try:
             versions[name] = version(name)

@@ -38,7 +38,8 @@ def seed_everything(seed: int, device: torch.device) -> torch.Generator:
     np.random.seed(seed)
     torch.manual_seed(seed)
     # A seed of its own: with the same one, mixing boxes would repeat the numbers that initialised the network.
-    return torch.Generator(device).manual_seed(2**32 + seed)
+    # Below 2**32, because the CPU's generator reads no more than 32 bits.
+    return torch.Generator(device).manual_seed(2**31 + seed)
 
 
 def random_state(generator: torch.Generator) -> dict[str, Any]:

@@ -17,7 +17,7 @@ from u2pl.data.augment import normalise
 from u2pl.data.batches import TrainBatches
 from u2pl.data.lists import read_ids
 from u2pl.engine import checkpoints
-from u2pl.engine.evaluate import evaluate, mean_iou
+from u2pl.engine.evaluate import evaluate, mean_iou, validation_ids
 from u2pl.engine.provenance import device_name, git_state, library_versions, peak_memory_mb
 from u2pl.engine.seeding import choose_device, deterministic, random_state, restore_random_state, seed_everything
 from u2pl.errors import UserError
@@ -110,7 +110,7 @@ class Trainer:
         self.batches = TrainBatches(
             prepared, labelled, unlabelled, dataset, recipe, spec.seed, supervised_only=supervised_only
         )
-        self.val_ids = read_ids(split / "val.txt")
+        self.val_ids = validation_ids(split)
         self.steps = recipe.epochs * len(self.batches)
         self.epoch = self.images = 0
         self.history: list[dict[str, float]] = []

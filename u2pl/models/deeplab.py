@@ -37,13 +37,14 @@ class ASPP(nn.Module):
 
     def __init__(self, inputs: int, channels: int, dilations: tuple[int, int, int]) -> None:
         super().__init__()
-        self.pool = nn.Sequential(nn.AdaptiveAvgPool2d(1), conv_bn_relu(inputs, channels, 1))
+        self.pool = conv_bn_relu(inputs, channels, 1)
         self.branches = nn.ModuleList(
             [conv_bn_relu(inputs, channels, 1), *(conv_bn_relu(inputs, channels, 3, d) for d in dilations)]
         )
 
     def forward(self, features: Tensor) -> Tensor:
-        pooled = self.pool(features).expand(-1, -1, *features.shape[-2:])
+        # A mean, because the gradient of adaptive pooling has no deterministic kernel on GPUs.
+        pooled = self.pool(features.mean((2, 3), keepdim=True)).expand(-1, -1, *features.shape[-2:])
         return torch.cat([pooled, *(branch(features) for branch in self.branches)], dim=1)
 
 

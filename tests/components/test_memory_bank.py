@@ -1,0 +1,74 @@
+from collections import deque
+
+import pytest
+import torch
+import torch.nn.functional as F
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from u2pl.components.memory_bank import MemoryBank
+
+torch.set_num_threads(1)
+D = 3
+
+
+def compare(bank: MemoryBank, queues: list[deque]) -> None:
+    assert bank.count.tolist() == [len(queue) for queue in queues]
+    for label, queue in enumerate(queues):
+        expected = torch.stack(list(queue)) if queue else torch.zeros(0, D)
+        assert torch.equal(bank.held(label), expected)
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    capacities=st.lists(st.integers(1, 7), min_size=1, max_size=4),
+    pushes=st.lists(
+        st.tuples(st.integers(0, 12), st.integers(0, 10**6), st.sampled_from([0.0, 0.3, 0.8, 1.0])), max_size=8
+    ),
+)
+def test_holds_what_a_deque_holds(capacities: list[int], pushes: list[tuple[int, int, float]]) -> None:
+    bank = MemoryBank(capacities, D)
+    queues: list[deque] = [deque(maxlen=capacity) for capacity in capacities]
+    for pixels, seed, share in pushes:
+        generator = torch.Generator().manual_seed(seed)
+        features = torch.randn(pixels, D, generator=generator)
+        qualified = torch.rand(len(capacities), pixels, generator=generator) < share
+        bank.push(features, qualified)
+        for queue, chosen in zip(queues, qualified, strict=True):
+            queue.extend(F.normalize(features, dim=1)[chosen])
+        compare(bank, queues)
+
+
+def test_samples_every_held_vector_of_its_class_and_no_other() -> None:
+    bank = MemoryBank([4, 6, 5], D)
+    features = torch.randn(6, D)
+    bank.push(features, torch.tensor([[True] * 6, [True] * 3 + [False] * 3, [False] * 6]))
+    index = bank.sample((40, 50), torch.Generator().manual_seed(0))
+    assert index.shape == (3, 40, 50)
+    assert set(index[0].flatten().tolist()) == {0, 1, 2, 3}
+    assert set(index[1].flatten().tolist()) == {4, 5, 6}
+    counts = torch.bincount(index[0].flatten())
+    assert torch.all((counts - 500).abs() < 5 * (2000 * 0.25 * 0.75) ** 0.5)  # binomial: within five sigma
+    assert torch.all((index[2] >= 10) & (index[2] < 15))  # empty: in range
+
+
+def test_a_checkpoint_continues_the_queue() -> None:
+    first, second = MemoryBank([3, 3], D), MemoryBank([3, 3], D)
+    everything = torch.ones(2, 2, dtype=torch.bool)
+    first.push(torch.randn(2, D), everything)
+    second.load_state_dict(first.state_dict())
+    more = torch.randn(2, D)
+    for bank in (first, second):
+        bank.push(more, everything)
+    assert torch.equal(first.held(1), second.held(1))
+    assert set(first.state_dict()) == {"keys", "count", "head"}
+
+
+def test_clear_and_bad_capacities() -> None:
+    bank = MemoryBank([2], D)
+    bank.push(torch.randn(5, D), torch.ones(1, 5, dtype=torch.bool))
+    bank.clear()
+    assert bank.held(0).shape == (0, D)
+    for capacities in ([], [3, 0]):
+        with pytest.raises(ValueError):
+            MemoryBank(capacities, D)

@@ -1,0 +1,110 @@
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torchvision import tv_tensors
+
+from u2pl.data.augment import centre_crop, normalise, weak_augmentation
+
+torch.set_num_threads(1)
+COLOURS = torch.tensor([[20, 200, 60], [200, 30, 120], [90, 110, 220], [240, 240, 20]], dtype=torch.uint8)
+PAD = torch.tensor([124, 116, 104], dtype=torch.uint8)
+
+
+def painted(height: int, width: int, seed: int) -> tuple[tv_tensors.Image, tv_tensors.Mask]:
+    """A mask of blocks, and the image that is a function of it."""
+    rng = np.random.default_rng(seed)
+    blocks = np.kron(rng.integers(0, 4, (height // 8 + 1, width // 8 + 1)), np.ones((8, 8)))[:height, :width]
+    mask = torch.from_numpy(blocks.astype(np.uint8))
+    return tv_tensors.Image(COLOURS[mask.long()].permute(2, 0, 1)), tv_tensors.Mask(mask)
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.integers(20, 90), st.integers(20, 90), st.sampled_from([17, 33, 64]), st.integers(0, 2**31))
+def test_image_and_mask_stay_aligned(height: int, width: int, crop: int, seed: int) -> None:
+    torch.manual_seed(seed)
+    image, mask = weak_augmentation(crop)(*painted(height, width, seed))
+    assert type(image) is tv_tensors.Image and type(mask) is tv_tensors.Mask
+    assert image.shape == (3, crop, crop) and mask.shape == (crop, crop)
+    assert image.dtype == mask.dtype == torch.uint8
+    padding = mask == 255
+    pixels, labels = image.permute(1, 2, 0), mask.long()
+    assert (pixels[padding] == PAD).all(), "where the mask is padded, so is the image"
+    # Away from the blocks' borders, bilinear interpolation reproduces the colour up to its fixed-point rounding.
+    inner = torch.nn.functional.max_pool2d(labels[None].float(), 5, 1, 2)[0] == labels
+    inner &= -torch.nn.functional.max_pool2d(-labels[None].float(), 5, 1, 2)[0] == labels
+    inner &= ~padding
+    # At the crop's edge a sliver of the next block may weigh on the image while no mask pixel falls on it.
+    inner &= torch.nn.functional.pad(torch.ones(crop - 4, crop - 4, dtype=torch.bool), (2, 2, 2, 2))
+    assert ((pixels[inner].int() - COLOURS[labels[inner]].int()).abs() <= 1).all()
+    # On the borders too, the nearest colour is the mask's for nearly all pixels: nothing is shifted.
+    valid = ~padding
+    nearest = torch.cdist(pixels[valid].float(), COLOURS.float()).argmin(1)
+    assert (nearest == labels[valid]).float().mean() > 0.75
+
+
+def test_scales_and_flips_have_the_stated_distribution() -> None:
+    torch.manual_seed(0)
+    transform = weak_augmentation(32)
+    flat = [tv_tensors.Image(torch.zeros(3, 400, 400, dtype=torch.uint8))]
+    drawn = [transform.make_params(flat) for _ in range(2000)]
+    scales = np.array([p["size"][0] / p["height"] for p in drawn])
+    assert scales.min() > 0.45 and scales.max() < 2.1
+    assert abs((scales < 1).mean() - 0.5) < 0.05, "half of them shrink"
+    assert abs(np.mean([p["flip"] for p in drawn]) - 0.5) < 0.05
+    assert abs(np.median(scales[scales < 0.98]) - 0.75) < 0.04 and abs(np.median(scales[scales > 1.02]) - 1.5) < 0.05
+    assert min(p["top"] for p in drawn) == 0 and max(p["top"] + p["height"] for p in drawn) == 400
+    assert all(p["size"][0] >= 32 for p in drawn), "a large image never needs padding"
+    assert max(p["height"] for p in drawn) <= 64, "no more is resampled than is kept"
+
+
+def test_fixed_scale_is_a_plain_crop() -> None:
+    image, mask = painted(60, 50, 1)
+    torch.manual_seed(3)
+    out, labels = weak_augmentation(20, scale_range=(1.0, 1.0))(image, mask)
+    windows = image.unfold(1, 20, 1).unfold(2, 20, 1)
+    candidates = torch.cat([windows, windows.flip(-1)], dim=1).permute(1, 2, 0, 3, 4)
+    assert (candidates == out).flatten(2).all(2).any()
+    assert (COLOURS[labels.long()].permute(2, 0, 1) == out).all()
+
+
+def test_an_image_without_a_mask() -> None:
+    torch.manual_seed(5)
+    alone = weak_augmentation(33)(painted(40, 40, 2)[0])
+    torch.manual_seed(5)
+    assert torch.equal(alone, weak_augmentation(33)(*painted(40, 40, 2))[0])
+
+
+@pytest.mark.parametrize(("height", "width"), [(40, 60), (20, 60), (20, 11), (32, 32), (33, 31)])
+def test_centre_crop_against_numpy(height: int, width: int) -> None:
+    image, mask = painted(height, width, 7)
+    out, labels = centre_crop(image, mask, 32)
+    top, left = max(0, 32 - height) // 2, max(0, 32 - width) // 2
+    padded = np.pad(
+        mask.numpy(),
+        ((top, max(0, 32 - height) - top), (left, max(0, 32 - width) - left)),
+        constant_values=255,
+    )
+    y, x = (padded.shape[0] - 32) // 2, (padded.shape[1] - 32) // 2
+    expected = padded[y : y + 32, x : x + 32]
+    np.testing.assert_array_equal(labels.numpy(), expected)
+    assert (out.permute(1, 2, 0)[labels == 255] == PAD).all()
+    inside = labels != 255
+    assert (out.permute(1, 2, 0)[inside] == COLOURS[labels[inside].long()]).all()
+
+
+def test_centre_crop_takes_int64_masks() -> None:
+    mask = torch.ones(4, 4, dtype=torch.int64)
+    out = centre_crop(torch.zeros(3, 4, 4, dtype=torch.uint8), mask, 6)[1]
+    assert out.dtype == torch.int64 and (out == 255).sum() == 20
+
+
+def test_normalise_against_numpy() -> None:
+    rng = np.random.default_rng(0)
+    images = rng.integers(0, 256, (2, 3, 5, 4), dtype=np.uint8)
+    mean, std = np.array([123.675, 116.28, 103.53]), np.array([58.395, 57.12, 57.375])
+    expected = (images - mean[:, None, None]) / std[:, None, None]
+    out = normalise(torch.from_numpy(images), mean.tolist(), std.tolist())
+    assert out.dtype == torch.float32
+    np.testing.assert_allclose(out.numpy(), expected, rtol=1e-5, atol=1e-6)

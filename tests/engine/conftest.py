@@ -1,0 +1,89 @@
+"""A prepared data set of coloured rectangles, small enough to train on within a test."""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from u2pl.experiments.schema import Dataset, MethodSettings, Recipe, RunSpec
+
+torch.set_num_threads(1)
+COLOURS = np.array([[40, 40, 40], [220, 40, 40], [40, 40, 220]])
+
+
+def draw(rng: np.random.Generator, height: int, width: int) -> tuple[np.ndarray, np.ndarray]:
+    mask = np.zeros((height, width), dtype=np.uint8)
+    for label in (1, 2):
+        top, left = rng.integers(0, height - 16), rng.integers(0, width - 16)
+        mask[top : top + 16, left : left + 16] = label
+    noise = rng.integers(-20, 21, size=(height, width, 3))
+    image = (COLOURS[mask] + noise).clip(0, 255).astype(np.uint8)
+    mask[0] = 255
+    return image, mask
+
+
+@pytest.fixture(scope="session")
+def prepared(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("prepared")
+    rng = np.random.default_rng(0)
+    for name in ("images", "masks", "lists"):
+        (folder / name).mkdir()
+    lists = {"train": [f"train_{i}" for i in range(12)], "val": [f"val_{i}" for i in range(4)]}
+    for name, ids in lists.items():
+        (folder / "lists" / f"{name}.txt").write_text("".join(f"{i}\n" for i in ids))
+        for image_id in ids:
+            image, mask = draw(rng, 40, 48)
+            Image.fromarray(image).save(folder / "images" / f"{image_id}.png")
+            Image.fromarray(mask).save(folder / "masks" / f"{image_id}.png")
+    manifest = {"dataset": "toy", "suffix": ".png", "counts": {"train": 12, "val": 4}, "content_sha256": "0" * 64}
+    (folder / "manifest.json").write_text(json.dumps(manifest))
+    return folder
+
+
+@pytest.fixture(scope="session")
+def split(prepared: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("split")
+    ids = (prepared / "lists" / "train.txt").read_text().split()
+    (folder / "labeled.txt").write_text("".join(f"{i}\n" for i in ids[:6]))
+    (folder / "unlabeled.txt").write_text("".join(f"{i}\n" for i in ids[6:]))
+    (folder / "val.txt").write_text((prepared / "lists" / "val.txt").read_text())
+    (folder / "manifest.json").write_text("{}")
+    return folder
+
+
+@pytest.fixture(scope="session")
+def make_spec() -> Callable[..., RunSpec]:
+    def make(method: str = "u2pl", mode: str = "centre_crop", seed: int = 0, **recipe: Any) -> RunSpec:
+        network = {"encoder": "resnet18", "width": 8, "channels": 8, "representation": 8}
+        dataset = {
+            "kind": "pascal",
+            "classes": [{"name": str(i), "colour": tuple(int(v) for v in COLOURS[i])} for i in range(3)],
+            "mean": (123.675, 116.28, 103.53),
+            "std": (58.395, 57.12, 57.375),
+            "archives": {},
+            "counts": {"train": 12, "val": 4},
+            "evaluation": {"mode": mode, "crop": 33, "batch": 3},
+        }
+        values = {"lr": 0.02, "weight_decay": 1e-4, "epochs": 3, "warmup_epochs": 1, "batch": 2, "crop": 33} | recipe
+        return RunSpec(
+            scale="test",
+            protocol="toy",
+            fraction="1/2",
+            labelled=6,
+            method=method,
+            overrides={},
+            seed=seed,
+            dataset_name="toy",
+            dataset=Dataset.model_validate(dataset),
+            recipe=Recipe.model_validate({"network": network, **values}),
+            settings=MethodSettings(
+                anchors_per_class=8, negatives_per_anchor=8, r_low=1, r_high=3, bank_size=200, bank_size_background=300
+            ),
+        )
+
+    return make

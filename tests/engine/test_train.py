@@ -1,0 +1,215 @@
+"""What a training writes, learns, repeats, continues and refuses."""
+
+import csv
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from u2pl.engine.checkpoints import load
+from u2pl.engine.evaluate import evaluate_run
+from u2pl.engine.train import Trainer, optimiser_for, poly, train
+from u2pl.errors import UserError
+from u2pl.experiments.schema import RunSpec
+from u2pl.models import build_network
+
+Spec = Callable[..., RunSpec]
+METHODS = ["suponly", "mean_teacher", "cutmix", "u2pl"]
+
+
+@pytest.fixture
+def run(prepared: Path, split: Path, tmp_path: Path) -> Callable[..., Path]:
+    def start(spec: RunSpec, name: str = "run", state: str = "state", weights: Path | None = None) -> Path:
+        out = tmp_path / name
+        train(spec, prepared=prepared, split=split, weights=weights, out=out, state=tmp_path / state)
+        return out
+
+    return start
+
+
+def tensors(value: Any, prefix: str = "") -> dict[str, torch.Tensor]:
+    """The tensors of nested dicts, by path."""
+    if isinstance(value, torch.Tensor):
+        return {prefix: value}
+    if not isinstance(value, dict):
+        return {}
+    return {key: t for name, item in value.items() for key, t in tensors(item, f"{prefix}/{name}").items()}
+
+
+def assert_equal_weights(first: Path, second: Path) -> None:
+    one, two = (tensors(load(out / "weights.pt")) for out in (first, second))
+    assert one.keys() == two.keys()
+    assert all(torch.equal(one[key], two[key]) for key in one)
+
+
+def history(out: Path) -> list[dict[str, str]]:
+    with (out / "history.csv").open(newline="") as stream:
+        return list(csv.DictReader(stream))
+
+
+def test_poly_is_the_closed_form() -> None:
+    assert poly(0, 10, 0.9) == 1
+    assert poly(5, 10, 0.9) == pytest.approx(0.5**0.9)
+    assert [poly(i, 4, 1.0) for i in range(4)] == [1, 0.75, 0.5, 0.25]
+
+
+def test_optimiser_groups(make_spec: Spec) -> None:
+    recipe = make_spec(head_lr_multiplier=7).recipe
+    network = build_network(recipe.network, 3)
+    groups = optimiser_for(network, recipe).param_groups
+    assert [group["lr"] for group in groups] == [0.02, pytest.approx(0.14)]
+    assert sum(len(group["params"]) for group in groups) == len(list(network.parameters()))
+    assert all(group["momentum"] == 0.9 and group["weight_decay"] == 1e-4 for group in groups)
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_run_directory(method: str, run: Callable[..., Path], make_spec: Spec, prepared: Path, split: Path) -> None:
+    spec = make_spec(method)
+    out = run(spec)
+    assert sorted(path.name for path in out.iterdir()) == ["history.csv", "run.json", "weights.pt"]
+    assert not (out.parent / "state").exists()
+
+    record = json.loads((out / "run.json").read_text())
+    assert RunSpec.model_validate(record["spec"]) == spec
+    provenance = record["provenance"]
+    assert record["id"] == spec.id
+    assert provenance["steps"] == 3 * 3  # epochs x (6 images / batch of 2)
+    assert provenance["libraries"]["torch"] == torch.__version__
+    assert provenance["peak_memory_mb"] > 0
+    assert provenance["images_per_s"] > 0
+
+    rows = history(out)
+    assert [row["epoch"] for row in rows] == ["1", "2", "3"]
+    for row in rows:
+        last = int(row["step"]) - 1
+        assert float(row["lr"]) == pytest.approx(0.02 * (1 - last / 9) ** 0.9)
+        assert float(row["loss"]) > 0
+        assert 0 <= float(row["val_miou"]) <= 100
+
+    weights = load(out / "weights.pt")
+    assert (weights["last"]["teacher"] is None) == (method == "suponly")
+    evaluate_run(spec, prepared, split, out)
+    results = json.loads((out / "evaluation.json").read_text())
+    scores = [float(row["val_miou"]) for row in rows]
+    assert results["last"]["miou"] == pytest.approx(scores[-1], abs=1e-9)
+    assert results["best"]["miou"] == pytest.approx(max(scores), abs=1e-9)
+    assert weights["meta"]["best_epoch"] == scores.index(max(scores)) + 1
+
+
+def test_validation_every_other_epoch_and_last(run: Callable[..., Path], make_spec: Spec) -> None:
+    rows = history(run(make_spec("suponly", validate_every=2)))
+    assert [bool(row["val_miou"]) for row in rows] == [False, True, True]
+
+
+def test_it_learns(run: Callable[..., Path], make_spec: Spec) -> None:
+    rows = history(run(make_spec("suponly", epochs=24, lr=0.05, warmup_epochs=0, validate_every=24)))
+    assert float(rows[-1]["loss"]) < 0.9 * float(rows[0]["loss"])
+    # Background everywhere scores about 28.
+    assert float(rows[-1]["val_miou"]) > 70
+
+
+def test_equal_seeds_repeat_and_others_do_not(run: Callable[..., Path], make_spec: Spec) -> None:
+    first = run(make_spec(), "first")
+    torch.rand(5)  # what happened before in the process must not matter
+    assert_equal_weights(first, run(make_spec(), "second"))
+    with pytest.raises(AssertionError):
+        assert_equal_weights(first, run(make_spec(seed=1), "third"))
+
+
+@pytest.mark.parametrize("method", ["suponly", "u2pl"])
+def test_a_continued_run_ends_with_the_same_weights(
+    method: str, run: Callable[..., Path], make_spec: Spec, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    spec = make_spec(method)
+    whole = run(spec, "whole")
+    original = Trainer._step
+
+    def interrupted(self: Trainer, batch: dict[str, torch.Tensor], step: int) -> dict[str, torch.Tensor]:
+        if step == 7:  # the second step of the third epoch
+            raise KeyboardInterrupt
+        return original(self, batch, step)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Trainer, "_step", interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            run(spec, "continued")
+    assert not (tmp_path / "continued").exists()
+    assert (tmp_path / "state").exists()
+    steps: list[int] = []
+
+    def counted(self: Trainer, batch: dict[str, torch.Tensor], step: int) -> dict[str, torch.Tensor]:
+        steps.append(step)
+        return original(self, batch, step)
+
+    monkeypatch.setattr(Trainer, "_step", counted)
+    continued = run(spec, "continued")
+    assert steps == [6, 7, 8]
+    assert_equal_weights(whole, continued)
+    columns = ["epoch", "step", "lr", "loss", "val_miou"]
+    assert [[row[c] for c in columns] for row in history(whole)] == [
+        [row[c] for c in columns] for row in history(continued)
+    ]
+
+
+def test_a_state_of_other_settings_is_left_alone(
+    run: Callable[..., Path], make_spec: Spec, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def full(*_: object) -> None:
+        raise UserError("out", "No space left on device", "a file that can be written")
+
+    with monkeypatch.context() as patch:
+        patch.setattr("u2pl.engine.train.write_run", full)
+        with pytest.raises(UserError, match="No space left"):
+            run(make_spec("suponly"), "other")
+    other = make_spec("suponly", lr=0.03)
+    with_state = run(other, "first")
+    assert "starting over" in capsys.readouterr().out
+    assert_equal_weights(with_state, run(other, "second", state="fresh"))
+
+
+def test_a_damaged_state_is_left_alone(
+    run: Callable[..., Path], make_spec: Spec, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "state").mkdir()
+    (tmp_path / "state" / "state.pt").write_bytes(b"half of a fi")
+    run(make_spec("suponly", epochs=1))
+    assert "starting over" in capsys.readouterr().out
+
+
+def test_a_loss_that_is_not_finite_stops_and_keeps_the_state(
+    run: Callable[..., Path], make_spec: Spec, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    spec = make_spec("suponly")
+    original = Trainer._to_device
+
+    def poisoned(self: Trainer, batch: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+        moved = original(self, batch)
+        return {**moved, "image_l": moved["image_l"] * float("nan")} if self.epoch == 2 else moved
+
+    monkeypatch.setattr(Trainer, "_to_device", poisoned)
+    with pytest.raises(UserError, match="step 6: found a non-finite loss nan, expected a finite loss"):
+        run(spec)
+    state = load(tmp_path / "state" / "state.pt")
+    assert state["epoch"] == 2
+    assert all(t.isfinite().all() for t in tensors(state["method"]).values() if t.is_floating_point())
+    assert not (tmp_path / "run").exists()
+
+
+def test_encoder_weights_are_used(run: Callable[..., Path], make_spec: Spec, tmp_path: Path) -> None:
+    spec = make_spec("suponly", epochs=1, lr=1e-12)
+    encoder = build_network(spec.recipe.network, 3).encoder
+    torch.save(encoder.state_dict(), tmp_path / "encoder.pth")
+    student = load(run(spec, weights=tmp_path / "encoder.pth") / "weights.pt")["last"]["student"]
+    torch.testing.assert_close(student["encoder.conv1.weight"], encoder.conv1.weight)
+
+
+def test_missing_inputs_leave_nothing(prepared: Path, split: Path, make_spec: Spec, tmp_path: Path) -> None:
+    arguments: dict[str, Any] = {"weights": None, "out": tmp_path / "out", "state": tmp_path / "state"}
+    with pytest.raises(UserError, match="no file"):
+        train(make_spec(), prepared=prepared, split=tmp_path / "absent", **arguments)
+    with pytest.raises(UserError, match="no file"):
+        train(make_spec(), prepared=tmp_path / "absent", split=split, **arguments)
+    assert not list(tmp_path.iterdir())

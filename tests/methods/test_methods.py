@@ -1,0 +1,236 @@
+import copy
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from u2pl.errors import UserError
+from u2pl.experiments.schema import MethodSettings
+from u2pl.methods import METHODS, Progress, build_method
+from u2pl.methods.u2pl import nearest
+
+torch.set_num_threads(1)
+C, IGNORE, SIDE = 5, 255, 33
+SEMI = ["mean_teacher", "cutmix", "u2pl"]
+
+
+class Network(nn.Module):
+    def __init__(self, auxiliary: bool = False) -> None:
+        super().__init__()
+        self.encoder = nn.Sequential(nn.Conv2d(3, 8, 3, 4, 1), nn.BatchNorm2d(8), nn.ReLU())
+        self.head, self.representation = nn.Conv2d(8, C, 1), nn.Conv2d(8, 6, 1)
+        self.auxiliary = nn.Conv2d(8, C, 1) if auxiliary else None
+
+    def forward(self, images: Tensor) -> dict[str, Tensor]:
+        features = self.encoder(images)
+        output = {"logits": 4 * self.head(features), "representation": self.representation(features)}
+        return output | ({"auxiliary": self.auxiliary(features)} if self.auxiliary else {})
+
+
+def settings(**changes: Any) -> MethodSettings:
+    small: dict[str, Any] = {"r_low": 1, "r_high": 4, "bank_size": 40, "bank_size_background": 60}
+    small |= {"anchors_per_class": 5, "negatives_per_anchor": 7}
+    return MethodSettings(**(small | changes))
+
+
+def batch(seed: int = 0) -> dict[str, Tensor]:
+    generator = torch.Generator().manual_seed(seed)
+    masks = torch.randint(C, (2, SIDE, SIDE), generator=generator)
+    masks[:, :4] = IGNORE
+    images = torch.randn(2, 2, 3, SIDE, SIDE, generator=generator)
+    return {"image_l": images[0], "image_u": images[1], "mask_l": masks}
+
+
+def progress(step: int = 1, warmup: int = 0, seed: int = 0, steps: int = 8) -> Progress:
+    """Four epochs of two steps."""
+    return Progress(step * 4 // steps, 4, step, steps, warmup, torch.Generator().manual_seed(seed))
+
+
+def build(name: str, network: nn.Module | None = None, **changes: Any) -> Any:
+    torch.manual_seed(0)
+    method = build_method(name, settings(**changes), network or Network(), C, IGNORE)
+    if method.teacher is not None:  # else teacher and student agree everywhere
+        for parameter in method.teacher.parameters():
+            parameter.data += 0.1 * torch.randn_like(parameter)
+    return method
+
+
+def upsampled(logits: Tensor) -> Tensor:
+    return F.interpolate(logits, size=(SIDE, SIDE), mode="bilinear", align_corners=True)
+
+
+def test_unknown_method_is_named() -> None:
+    with pytest.raises(UserError, match="fixmatch.*suponly"):
+        build_method("fixmatch", settings(), Network(), C, IGNORE)
+
+
+def test_suponly_is_cross_entropy_plus_the_auxiliary_head() -> None:
+    for auxiliary in (False, True):
+        method, data = build("suponly", Network(auxiliary)), batch()
+        output = copy.deepcopy(method.student)(data["image_l"])
+        expected = F.cross_entropy(upsampled(output["logits"]), data["mask_l"], ignore_index=IGNORE)
+        if auxiliary:
+            other = F.cross_entropy(upsampled(output["auxiliary"]), data["mask_l"], ignore_index=IGNORE)
+            expected = expected + 0.4 * other
+        assert method.teacher is None
+        torch.testing.assert_close(method(data, progress())["loss"], expected)
+
+
+def test_mean_teacher_learns_the_eval_mode_teachers_labels_on_all_pixels() -> None:
+    method, data = build("mean_teacher", eta=0.5), batch()
+    teacher, student = copy.deepcopy(method.teacher).eval(), copy.deepcopy(method.student)
+    labels = upsampled(teacher(data["image_u"])["logits"]).argmax(1)
+    logits = upsampled(student(torch.cat([data["image_l"], data["image_u"]]))["logits"])
+    expected = F.cross_entropy(logits[:2], data["mask_l"], ignore_index=IGNORE)
+    expected = expected + 0.5 * F.cross_entropy(logits[2:], labels)
+    torch.testing.assert_close(method(data, progress())["loss"], expected)
+
+
+def test_cutmix_without_mixing_is_mean_teacher_and_with_it_is_not() -> None:
+    plain = build("mean_teacher")(batch(), progress())["loss"]
+    assert build("cutmix", cutmix_probability=0)(batch(), progress())["loss"] == plain
+    assert build("cutmix", cutmix_probability=1)(batch(), progress())["loss"] != plain
+
+
+def test_u2pl_filters_by_the_train_mode_teachers_entropy() -> None:
+    method, data = build("u2pl", cutmix_probability=0), batch()
+    evaluating, training = copy.deepcopy(method.teacher).eval(), copy.deepcopy(method.teacher).train()
+    student = copy.deepcopy(method.student)
+    both = torch.cat([data["image_l"], data["image_u"]])
+    labels = upsampled(evaluating(data["image_u"])["logits"]).argmax(1)
+    p = upsampled(training(both)["logits"][2:]).softmax(1).detach().numpy()
+    entropies = -(p * np.log(p)).sum(1)
+    share = 0.2 * (1 - 2 / 4)  # step 5 is in epoch 2 of 4
+    gamma = np.percentile(entropies.flatten(), 100 * (1 - share))
+    reliable = torch.from_numpy(entropies < gamma)
+    logits = upsampled(student(both)["logits"])[2:]
+    expected = F.cross_entropy(logits, labels, reduction="none")[reliable].mean()
+    parts = method(data, progress(step=5))
+    assert parts["threshold"].item() == pytest.approx(gamma, rel=1e-5)
+    assert parts["reliable"].item() == pytest.approx(1 - share, abs=0.002)
+    torch.testing.assert_close(parts["unsupervised"], expected.detach())
+    torch.testing.assert_close(
+        parts["loss"].detach(), sum(parts[k] for k in ("supervised", "unsupervised", "contrastive"))
+    )
+
+
+@pytest.mark.parametrize("negatives", ["unreliable", "reliable", "all"])
+def test_u2pl_fills_the_bank_by_eq_14_and_15(negatives: str) -> None:
+    method, data = build("u2pl", cutmix_probability=0, negatives=negatives, bank_size=10**4), batch()
+    teacher = copy.deepcopy(method.teacher).train()
+    output = teacher(torch.cat([data["image_l"], data["image_u"]]))
+    p = output["logits"].softmax(1).detach().numpy()
+    full = upsampled(output["logits"][2:]).softmax(1).detach().numpy()
+    entropies = -(full * np.log(full)).sum(1)
+    share = 0.2 * (1 - 1 / 4)
+    high, low = (np.percentile(entropies, 100 * q) for q in (1 - share, share))
+    method(data, progress(step=2))
+    side = p.shape[-1]
+    for c in range(1, C):
+        expected = []
+        for i, y, x in np.ndindex(4, side, side):
+            order = int((p[i, :, y, x] > p[i, c, y, x]).sum())
+            sy, sx = y * SIDE // side, x * SIDE // side
+            if i < 2:
+                truth = int(data["mask_l"][i, sy, sx])
+                chosen = truth not in (c, IGNORE) and order < 1
+            else:
+                h = entropies[i - 2, sy, sx]
+                chosen = {"unreliable": h > high, "reliable": h < low, "all": True}[negatives] and 1 <= order < 4
+            if chosen:
+                expected.append(output["representation"][i, :, y, x].detach())
+        stacked = F.normalize(torch.stack(expected), dim=1)
+        torch.testing.assert_close(method.bank.held(c), stacked)
+
+
+def test_switches_change_what_they_name() -> None:
+    base = build("u2pl")(batch(), progress(step=5))
+    fixed = build("u2pl", dpa=False)(batch(), progress(step=5))
+    assert fixed["threshold"] < base["threshold"]  # alpha stays at 20 %: more pixels are unreliable
+    assert fixed["reliable"].item() == pytest.approx(0.8, abs=0.002)
+    without = build("u2pl", contrastive_weight=0)(batch(), progress(step=5))
+    assert "contrastive" not in without
+    torch.testing.assert_close(without["loss"], without["supervised"] + without["unsupervised"])
+    double = build("u2pl", contrastive_weight=2)(batch(), progress(step=5))
+    torch.testing.assert_close(double["loss"] - base["loss"], base["contrastive"])
+    warm = build("u2pl", tau=5.0)(batch(), progress(step=5))
+    assert warm["contrastive"] != base["contrastive"]
+
+
+def test_without_the_bank_only_the_present_batch_counts() -> None:
+    queued, single = build("u2pl", bank_size=10**4), build("u2pl", bank_size=10**4, bank=False)
+    for method in (queued, single):
+        method(batch(0), progress())
+        method.first = method.bank.count.clone()
+        method(batch(1), progress())
+    fresh = build("u2pl", bank_size=10**4)
+    fresh(batch(1), progress())
+    assert torch.all(queued.bank.count[1:] > queued.first[1:])
+    # the networks' statistics have moved by one batch, so the counts agree only roughly with a fresh method's
+    assert single.bank.count.sum() < 1.5 * fresh.bank.count.sum() < queued.bank.count.sum() * 1.2
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_equal_generators_give_equal_losses_and_only_the_student_learns(name: str) -> None:
+    first, second = build(name), build(name)
+    one, two = first(batch(), progress(seed=3))["loss"], second(batch(), progress(seed=3))["loss"]
+    assert one == two
+    one.backward()
+    for parameter_name, parameter in first.named_parameters():
+        if parameter_name.startswith("teacher."):
+            assert parameter.grad is None and not parameter.requires_grad
+        elif "representation" not in parameter_name or name == "u2pl":
+            assert parameter.grad is not None and parameter.grad.abs().sum() > 0
+
+
+@pytest.mark.parametrize("name", SEMI)
+def test_warm_up_is_supervised_and_hands_the_student_to_the_teacher(name: str) -> None:
+    method, data = build(name), batch()
+    alone = build("suponly")(data, progress())["loss"]
+    before = method.teacher.encoder[1].running_mean.clone()
+    parts = method(data, progress(step=1, warmup=1))
+    assert parts["loss"] == alone
+    assert "unsupervised" not in parts
+    assert not torch.equal(method.teacher.encoder[1].running_mean, before)
+    own = method.teacher.encoder[1].running_mean.clone()
+    method.after_step(progress(step=1, warmup=1))
+    for teacher, student in zip(method.teacher.parameters(), method.student.parameters(), strict=True):
+        assert torch.equal(teacher, student)
+    assert torch.equal(method.teacher.encoder[1].running_mean, own)
+    assert "unsupervised" in method(data, progress(step=2, warmup=1))
+
+
+def test_the_average_starts_at_the_end_of_the_warm_up() -> None:
+    method = build("mean_teacher")
+    start = [progress(step, warmup=1).steps_since_warmup for step in range(5)]
+    assert start == [0, 0, 0, 1, 2]
+    old = method.teacher.head.weight.clone()
+    method.after_step(progress(step=3, warmup=1))
+    torch.testing.assert_close(method.teacher.head.weight, (old + method.student.head.weight.detach()) / 2)
+
+
+def test_a_checkpoint_restores_bank_and_teacher() -> None:
+    method, other = build("u2pl"), build("u2pl")
+    method(batch(0), progress())
+    method.after_step(progress())
+    other.load_state_dict(method.state_dict())
+    assert method(batch(1), progress())["loss"] == other(batch(1), progress())["loss"]
+
+
+@pytest.mark.parametrize("name", SEMI)
+def test_a_batch_without_labels_is_finite(name: str) -> None:
+    data = batch()
+    data["mask_l"] = torch.full_like(data["mask_l"], IGNORE)
+    parts = build(name)(data, progress())
+    assert torch.isfinite(parts["loss"])
+    assert parts["supervised"] == 0
+
+
+@pytest.mark.parametrize(("old", "new"), [(33, 9), (65, 17), (8, 8), (513, 129)])
+def test_nearest_is_torchs(old: int, new: int) -> None:
+    values = torch.randint(255, (2, old, old + 1))
+    expected = F.interpolate(values[:, None].double(), size=(new, new), mode="nearest")[:, 0].long()
+    assert torch.equal(nearest(values, (new, new)), expected)
