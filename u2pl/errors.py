@@ -10,3 +10,6 @@ class UserError(Exception):
     def __init__(self, where: object, found: object, expected: object) -> None:
         self.where, self.found, self.expected = str(where), str(found), str(expected)
         super().__init__(" ".join(f"{where}: found {found}, expected {expected}".split()))
+
+    def __reduce__(self) -> tuple[type, tuple[str, str, str]]:
+        return type(self), (self.where, self.found, self.expected)  # so that it survives the way between processes

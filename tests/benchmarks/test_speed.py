@@ -14,6 +14,7 @@ from torch import Tensor
 from u2pl.components import contrast
 from u2pl.components.memory_bank import MemoryBank
 
+torch.set_num_threads(1)  # threads waiting for a busy core make timings of short operations meaningless
 LABELLED, UNLABELLED, CLASSES, CHANNELS, SIDE = 4, 4, 21, 256, 65
 ANCHORS, NEGATIVES, TAU = 50, 256, 0.5
 CAPACITIES = [50000] + [30000] * (CLASSES - 1)

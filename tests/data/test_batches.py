@@ -57,9 +57,7 @@ def test_shapes_and_lengths(pascal: Path, make_dataset: Make) -> None:
         batches(pascal, dataset, 0, 4)
 
 
-def test_deterministic_and_independent_of_workers_and_of_the_global_generator(
-    pascal: Path, make_dataset: Make
-) -> None:
+def test_deterministic_and_independent_of_workers_and_of_the_global_generator(pascal: Path, make_dataset: Make) -> None:
     dataset = make_dataset("pascal")
     torch.manual_seed(1)
     state = torch.get_rng_state()

@@ -5,6 +5,7 @@ import tarfile
 import zipfile
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -53,6 +54,11 @@ def values(content: bytes | Path) -> np.ndarray:
     return np.array(Image.open(io.BytesIO(content) if isinstance(content, bytes) else content))
 
 
+def segmentation(content: bytes) -> np.ndarray:
+    stream: Any = io.BytesIO(content)  # the stubs know paths only
+    return scipy.io.loadmat(stream)["GTcls"]["Segmentation"][0, 0]
+
+
 def ids(folder: Path, name: str) -> list[str]:
     return (folder / "lists" / f"{name}.txt").read_text().split()
 
@@ -81,11 +87,11 @@ def test_pascal_round_trip(archives: Path, pascal: Path) -> None:
         mask = values(pascal / "masks" / f"{image_id}.png")
         np.testing.assert_array_equal(mask, values(voc[f"{root}/SegmentationClass/{image_id}.png"]))
         assert (pascal / "images" / f"{image_id}.jpg").read_bytes() == voc[f"{root}/JPEGImages/{image_id}.jpg"]
-        mat = scipy.io.loadmat(io.BytesIO(sbd[f"{cls}/{image_id}.mat"]))["GTcls"]["Segmentation"][0, 0]
+        mat = segmentation(sbd[f"{cls}/{image_id}.mat"])
         differing += bool((mask != mat).any())
     assert differing == len(train) + len(val), "VOC's masks and not SBD's"
     for image_id in set(ids(pascal, "train_aug")) - set(train):
-        mat = scipy.io.loadmat(io.BytesIO(sbd[f"{cls}/{image_id}.mat"]))["GTcls"]["Segmentation"][0, 0]
+        mat = segmentation(sbd[f"{cls}/{image_id}.mat"])
         np.testing.assert_array_equal(values(pascal / "masks" / f"{image_id}.png"), mat)
     manifest = read_json(pascal / "manifest.json")
     assert manifest["counts"] == {"train": 6, "train_aug": 10, "val": 4}

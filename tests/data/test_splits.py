@@ -77,9 +77,7 @@ def test_manifest(pascal: Path, tmp_path: Path) -> None:
         ("labeled", lambda lines, other, val: lines[::-1], "sha256"),
     ],
 )
-def test_check_refuses(
-    name: str, change: Callable[..., list[str]], message: str, pascal: Path, tmp_path: Path
-) -> None:
+def test_check_refuses(name: str, change: Callable[..., list[str]], message: str, pascal: Path, tmp_path: Path) -> None:
     draw(protocol(), 4, pascal, tmp_path, 2)
     check(tmp_path, pascal)
     path, other = tmp_path / f"{name}.txt", ids(tmp_path / "unlabeled.txt")

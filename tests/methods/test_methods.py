@@ -95,6 +95,16 @@ def test_cutmix_without_mixing_is_mean_teacher_and_with_it_is_not() -> None:
     assert build("cutmix", cutmix_probability=1)(batch(), progress())["loss"] != plain
 
 
+def test_cutmix_mixes_the_labels_of_the_unmixed_images_by_the_boxes_of_the_images() -> None:
+    method, images = build("cutmix", cutmix_probability=1), batch()["image_u"]
+    labels = upsampled(copy.deepcopy(method.teacher).eval()(images)["logits"]).argmax(1)
+    mixed, mixed_labels = method.unlabelled(images, progress())
+    inside = (mixed != images).any(1)
+    assert 0.4 < inside.float().mean() < 0.6
+    assert torch.equal(mixed_labels, torch.where(inside, labels.roll(-1, 0), labels))
+    assert not torch.equal(mixed_labels, labels)
+
+
 def test_u2pl_filters_by_the_train_mode_teachers_entropy() -> None:
     method, data = build("u2pl", cutmix_probability=0), batch()
     evaluating, training = copy.deepcopy(method.teacher).eval(), copy.deepcopy(method.teacher).train()

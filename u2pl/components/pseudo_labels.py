@@ -60,7 +60,9 @@ def supervised_loss(logits: Tensor, labels: Tensor, ignore: int) -> Tensor:
     A batch without a single labelled pixel gives 0 and zero gradients, not NaN.
     """
     # the sum and the count separately: the built-in mean divides 0 by 0 when everything is ignored
-    total = F.cross_entropy(logits, labels, ignore_index=ignore, reduction="sum")
+    # and one row a pixel: on CUDA the loss over (B, C, H, W) has no deterministic kernel
+    rows = logits.movedim(1, -1).flatten(0, -2)
+    total = F.cross_entropy(rows, labels.flatten(), ignore_index=ignore, reduction="sum")
     return total / (labels != ignore).sum().clamp(min=1)
 
 

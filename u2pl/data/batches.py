@@ -102,7 +102,6 @@ class TrainBatches:
             batch_size=None,
             sampler=self._order,
             num_workers=recipe.workers,
-            persistent_workers=recipe.workers > 0,
             generator=torch.Generator(),  # the loader draws a seed nobody uses: not from the global generator
             pin_memory=torch.cuda.is_available(),
         )
@@ -123,7 +122,7 @@ class TrainBatches:
 
 
 class _Order:
-    """The sampler: workers stay alive between epochs, so the epoch must travel with each key."""
+    """The sampler: the (epoch, step) keys still to be made."""
 
     def __init__(self) -> None:
         self.keys: list[tuple[int, int]] = []

@@ -1,9 +1,9 @@
 """Upstream archives -> images, train-id masks and id lists in one layout for every data set.
 
-    <target>/images/<id><suffix>   upstream's bytes, decoded once to prove them complete
-    <target>/masks/<id>.png        (H, W) uint8: 0 to n_classes - 1, or the ignore label
-    <target>/lists/{train,train_aug,val}.txt
-    <target>/manifest.json         written last: where it stands, everything else is complete
+<target>/images/<id><suffix>   upstream's bytes, decoded once to prove them complete
+<target>/masks/<id>.png        (H, W) uint8: 0 to n_classes - 1, or the ignore label
+<target>/lists/{train,train_aug,val}.txt
+<target>/manifest.json         written last: where it stands, everything else is complete
 """
 
 import hashlib
@@ -56,8 +56,16 @@ def prepare(dataset: Dataset, archives: Path, target: Path, workers: int) -> Non
         if not path.is_file():
             raise UserError(path, "no file", "the archive (run `u2pl data fetch`, or put it there)")
     hashes = {path.name: sha256(path) for path in paths.values()}
-    _start(target, {"format": _FORMAT, "kind": dataset.kind, "archives": hashes, "classes": len(dataset.classes),
-                    "ignore_label": dataset.ignore_label})
+    _start(
+        target,
+        {
+            "format": _FORMAT,
+            "kind": dataset.kind,
+            "archives": hashes,
+            "classes": len(dataset.classes),
+            "ignore_label": dataset.ignore_label,
+        },
+    )
     with ProcessPoolExecutor(max(1, workers)) as pool:
         plan = _plan(dataset, paths)
         _check_counts(dataset, plan, target)
@@ -185,9 +193,7 @@ def _check_counts(dataset: Dataset, plan: _Plan, target: Path) -> None:
             raise UserError(target / "lists" / f"{name}.txt", f"{len(plan.lists[name])} images", expected)
 
 
-def _convert(
-    dataset: Dataset, paths: dict[str, Path], plan: _Plan, target: Path, pool: ProcessPoolExecutor
-) -> None:
+def _convert(dataset: Dataset, paths: dict[str, Path], plan: _Plan, target: Path, pool: ProcessPoolExecutor) -> None:
     """Images first, because a mask is checked against its image's size."""
     suffix = _SUFFIX[dataset.kind]
     for wanted, folder, ending in ((plan.images, "images", suffix), (plan.masks, "masks", ".png")):

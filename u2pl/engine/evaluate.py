@@ -32,9 +32,10 @@ def confusion_matrix(pred: Tensor, target: Tensor, n_classes: int, ignore: int) 
 
     pred, target: integer tensors of equal shape, classes 0 to n_classes - 1; pixels with target `ignore` are left out.
     """
-    kept = target != ignore
-    cells = target[kept].long() * n_classes + pred[kept].long()
-    return torch.bincount(cells, minlength=n_classes**2).reshape(n_classes, n_classes)
+    size = n_classes**2
+    # One more bin takes the ignored pixels: selecting the others first costs more than counting them.
+    cells = torch.where(target != ignore, target.long() * n_classes + pred, size)
+    return torch.bincount(cells.flatten(), minlength=size + 1)[:size].reshape(n_classes, n_classes)
 
 
 def iou(confusion: Tensor) -> Tensor:
