@@ -114,8 +114,9 @@ def test_escape_knows_greek_and_scripts() -> None:
 
 def compile_latex(source: str, folder: Path) -> None:
     compiler = shutil.which("pdflatex")
-    if compiler is None:
-        pytest.skip("pdflatex is not installed")
+    finder = shutil.which("kpsewhich")
+    if compiler is None or finder is None or subprocess.run([finder, "booktabs.sty"], capture_output=True).returncode:
+        pytest.skip("pdflatex or booktabs is not installed")
     (folder / "all.tex").write_text(DOCUMENT % source, encoding="utf-8")
     command = [compiler, "-interaction=nonstopmode", "-halt-on-error", "all.tex"]
     done = subprocess.run(command, cwd=folder, capture_output=True, text=True, errors="replace", check=False)

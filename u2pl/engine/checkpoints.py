@@ -25,9 +25,10 @@ def cpu_copy(module: nn.Module | None) -> dict[str, Tensor] | None:
 
 
 def save(path: Path, value: dict[str, Any]) -> None:
-    """torch.save, atomically."""
-    with atomic_path(path) as temporary:
-        torch.save(value, temporary)
+    """torch.save, atomically; equal values give equal bytes."""
+    # Given a path, torch.save writes the file's name, here a random one, into the file.
+    with atomic_path(path) as temporary, temporary.open("wb") as stream:
+        torch.save(value, stream)
 
 
 def load(path: Path) -> dict[str, Any]:
