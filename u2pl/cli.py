@@ -97,10 +97,12 @@ def split(protocol: str, labelled: int, scale: Scale = "demo") -> None:
 @app.command()
 def train(run: str, scale: Scale = "demo", device: Device = "auto") -> None:
     """Train one run; a stopped one goes on from its last state."""
+    from u2pl.data.splits import check
     from u2pl.engine.train import train as start
 
     spec = _find(load_suite(scale), run)
     prepared, lists, out = _folders(spec)
+    check(lists, prepared)  # the lists may have been edited since they were drawn
     weights = spec.recipe.network.weights
     state = Path("results") / scale / "state" / run
     start(

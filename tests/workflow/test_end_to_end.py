@@ -71,6 +71,28 @@ def test_the_table_holds_what_the_evaluations_say(finished):
     assert "synthetic" in (finished / "results/demo/tables/small.tex").read_text()
 
 
+def test_dvclive_ends_where_the_history_ends(finished):
+    for run in RUNS:
+        last = pd.read_csv(finished / run / "history.csv").iloc[-1]
+        live = json.loads((finished / run / "live/metrics.json").read_text())
+        assert math.isclose(live["val_miou"], last["val_miou"]) and math.isclose(live["loss"], last["loss"])
+
+
+def test_an_edited_split_list_stops_the_training(finished):
+    folder = finished / "data/demo/splits/pascal_classic/4"
+    before = (folder / "labeled.txt").read_text()
+    validation = (folder / "val.txt").read_text().split()[0]
+    try:
+        (folder / "labeled.txt").write_text(before + validation + "\n")
+        command = [sys.executable, "-m", "u2pl", "train", Path(RUNS[0]).name]
+        done = subprocess.run(command, cwd=finished, capture_output=True, text=True)
+        assert done.returncode == 2 and len(done.stderr.splitlines()) == 1
+        assert validation in done.stderr and "labeled.txt" in done.stderr
+        assert (finished / RUNS[0] / "run.json").exists()
+    finally:
+        (folder / "labeled.txt").write_text(before)
+
+
 def test_a_second_call_does_nothing(finished):
     assert "Nothing to be done" in (text := snakemake(finished, "--profile", "demo")).stdout + text.stderr
 

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
+from dvclive import Live
 from rich.progress import track
 from torch import Tensor
 
@@ -239,6 +240,7 @@ def write_run(out: Path, trainer: Trainer, split: Path, prepared: Path) -> None:
         writer = csv.DictWriter(stream, columns, restval="", lineterminator="\n")
         writer.writeheader()
         writer.writerows(trainer.history)
+    write_live(out / "live", trainer.history)
     provenance = {
         "git": git_state(),
         "split_sha256": checkpoints.manifest_hash(split),
@@ -253,3 +255,13 @@ def write_run(out: Path, trainer: Trainer, split: Path, prepared: Path) -> None:
         "peak_memory_mb": peak_memory_mb(trainer.device),
     }
     write_json(out / "run.json", {"id": spec.id, "spec": spec.model_dump(mode="json"), "provenance": provenance} | meta)
+
+
+def write_live(folder: Path, history: list[dict[str, float]]) -> None:
+    """The history as dvclive metrics and plots, one step an epoch; written whole, for resumed runs too."""
+    with Live(str(folder), save_dvc_exp=False, report=None, dvcyaml=None) as live:
+        for row in history:
+            for name, value in row.items():
+                if name != "epoch":
+                    live.log_metric(name, value)
+            live.next_step()
