@@ -69,7 +69,7 @@ def test_optimiser_groups(make_spec: Spec) -> None:
 def test_run_directory(method: str, run: Callable[..., Path], make_spec: Spec, prepared: Path, split: Path) -> None:
     spec = make_spec(method)
     out = run(spec)
-    assert sorted(path.name for path in out.iterdir()) == ["history.csv", "run.json", "weights.pt"]
+    assert sorted(path.name for path in out.iterdir()) == ["history.csv", "live", "run.json", "weights.pt"]
     assert not (out.parent / "state").exists()
 
     record = json.loads((out / "run.json").read_text())
