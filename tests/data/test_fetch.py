@@ -46,6 +46,12 @@ def test_http_with_checksums(server: str, path: str, tmp_path: Path) -> None:
     assert (tmp_path / "new" / "a").read_bytes() == CONTENT
 
 
+def test_the_first_digits_of_a_hash_suffice(server: str, tmp_path: Path) -> None:
+    """Upstream's weights carry the first eight digits of their SHA-256 in their names."""
+    fetch(Archive(file="a", url=f"{server}/good", sha256=SHA256[:8]), tmp_path / "a")
+    assert (tmp_path / "a").read_bytes() == CONTENT
+
+
 def test_file_url(tmp_path: Path) -> None:
     (tmp_path / "source").write_bytes(CONTENT)
     fetch(Archive(file="a", url=(tmp_path / "source").as_uri()), tmp_path / "a")
@@ -57,6 +63,7 @@ def test_file_url(tmp_path: Path) -> None:
     [
         ("good", {"md5": "0" * 32}, MD5),
         ("good", {"md5": MD5, "sha256": "0" * 64}, SHA256),
+        ("good", {"sha256": "0" + SHA256[1:8]}, SHA256),
         ("absent", {}, "HTTP 404"),
         ("short", {}, "100 bytes"),
     ],

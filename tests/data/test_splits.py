@@ -6,8 +6,10 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from u2pl.data.lists import write_ids
 from u2pl.data.splits import check, draw
 from u2pl.errors import UserError
+from u2pl.experiments import load_suite
 from u2pl.experiments.schema import Protocol
 from u2pl.files import read_json, sha256, write_json
 
@@ -100,3 +102,21 @@ def test_check_refuses_changed_data_and_missing_lists(pascal: Path, tmp_path: Pa
     (data / "manifest.json").unlink()
     with pytest.raises(UserError, match="manifest.json: found no file"):
         draw(protocol(), 4, data, split, 0)
+
+
+@pytest.mark.parametrize("scale_protocol", ["pascal_classic", "pascal_blender", "cityscapes"])
+def test_paper_sizes(scale_protocol: str, tmp_path: Path) -> None:
+    """At the paper's counts the lists have the published lengths: n, and 10,582 - n or 2,975 - n."""
+    suite = load_suite("paper", Path(__file__).parents[2])
+    params = suite.protocols[scale_protocol]
+    counts = suite.datasets[params.dataset].counts
+    prepared = tmp_path / "prepared"
+    total = {"pascal": 10582, "cityscapes": 2975}[params.dataset]
+    for name, count in counts.items():
+        start = 20000 if name == "val" else 0
+        write_ids(prepared / "lists" / f"{name}.txt", [f"2008_{start + i:06d}" for i in range(count)])
+    write_json(prepared / "manifest.json", {"content_sha256": "0"})
+    for labelled in params.fractions.values():
+        draw(params, labelled, prepared, tmp_path / str(labelled), params.seed)
+        labeled, unlabeled = (ids(tmp_path / str(labelled) / f"{name}.txt") for name in ("labeled", "unlabeled"))
+        assert (len(labeled), len(unlabeled)) == (labelled, total - labelled)

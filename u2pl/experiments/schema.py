@@ -23,8 +23,9 @@ class ClassLabel(Strict):
 class Archive(Strict):
     file: str  # upstream's file name
     url: str  # file://, http:// or https://; empty: the user puts the file into the archives folder
-    md5: str | None = None
-    sha256: str | None = None  # whole, or its first digits
+    md5: Annotated[str, Field(pattern=r"^[0-9a-fA-F]{32}$")] | None = None
+    # whole, or its first digits; as few as eight find an accident, not an attack
+    sha256: Annotated[str, Field(pattern=r"^[0-9a-fA-F]{8,64}$")] | None = None
 
 
 class Evaluation(Strict):
