@@ -221,21 +221,17 @@ class _Job:
     ignore_label: int
 
 
-_Failure = tuple[str, str, str]
-
-
 def _run(pool: ProcessPoolExecutor, function: Callable[[_Job], None], jobs: Iterator[_Job], ahead: int = 64) -> None:
     """Run the jobs in the pool, never more than `ahead` of them in memory."""
-    running: set[Future[_Failure | None]] = set()
+    running: set[Future[None]] = set()
 
-    def settle(done: Iterable[Future[_Failure | None]]) -> None:
+    def settle(done: Iterable[Future[None]]) -> None:
         for future in done:
-            if failure := future.result():
-                raise UserError(*failure)
+            future.result()
 
     try:
         for job in jobs:
-            running.add(pool.submit(_guarded, function, job))
+            running.add(pool.submit(function, job))
             if len(running) >= ahead:
                 done, running = wait(running, return_when=FIRST_COMPLETED)
                 settle(done)
@@ -243,15 +239,6 @@ def _run(pool: ProcessPoolExecutor, function: Callable[[_Job], None], jobs: Iter
     finally:
         for future in running:
             future.cancel()
-
-
-def _guarded(function: Callable[[_Job], None], job: _Job) -> _Failure | None:
-    """Exceptions with several arguments do not survive the pickling between processes; their parts do."""
-    try:
-        function(job)
-    except UserError as error:
-        return error.where, error.found, error.expected
-    return None
 
 
 def _write_image(job: _Job) -> None:

@@ -1,7 +1,6 @@
 """Training of one run, from its spec to the run directory."""
 
 import csv
-import math
 import sys
 import time
 from collections.abc import Iterable, Iterator
@@ -30,6 +29,7 @@ if TYPE_CHECKING:
     from u2pl.experiments.schema import Recipe, RunSpec
 
 STATE_FILE = "state.pt"
+CHECK_EVERY = 50  # steps
 
 
 def train(
@@ -116,6 +116,8 @@ class Trainer:
         self.epoch = self.images = 0
         self.history: list[dict[str, float]] = []
         self.best: dict[str, Any] | None = None
+        self.bad_step = torch.tensor(-1, device=device)  # the first with a non-finite loss
+        self.bad_loss = torch.tensor(0.0, device=device)
         self.started, self.seconds, self.training_seconds = time.perf_counter(), 0.0, 0.0
 
     def run_epoch(self) -> None:
@@ -130,6 +132,10 @@ class Trainer:
             rate = self._set_rates(step)
             for name, value in self._step(batch, step).items():
                 sums[name] = sums.get(name, torch.zeros((), device=self.device)) + torch.as_tensor(value).detach()
+            if index % CHECK_EVERY == 0:
+                self.check_finite()
+        # Before the epoch counts: the state saved last is then the last good one.
+        self.check_finite()
         seconds = time.perf_counter() - started
         self.images, self.training_seconds = self.images + images, self.training_seconds + seconds
         self.epoch += 1
@@ -137,6 +143,11 @@ class Trainer:
         row |= {name: float(value) / len(self.batches) for name, value in sums.items()}
         row["images_per_s"] = images / seconds
         self.history.append(row)
+
+    def check_finite(self) -> None:
+        """Raise UserError if a loss was not finite; on a GPU this waits for all steps so far, so not at each."""
+        if (step := int(self.bad_step)) >= 0:
+            raise UserError(f"{self.spec.id} step {step}", f"a non-finite loss {float(self.bad_loss)}", "a finite loss")
 
     def _step(self, batch: dict[str, Tensor], step: int) -> dict[str, Tensor]:
         recipe = self.spec.recipe
@@ -150,9 +161,9 @@ class Trainer:
         )
         parts: dict[str, Tensor] = self.method(self._to_device(batch), progress)
         loss = parts["loss"]
-        # Before the weights take it in: the state saved last is then the last good one.
-        if not math.isfinite(value := loss.item()):
-            raise UserError(f"{self.spec.id} step {step}", f"a non-finite loss {value}", "a finite loss")
+        bad = ~torch.isfinite(loss.detach()) & (self.bad_step < 0)
+        self.bad_step = torch.where(bad, step, self.bad_step)
+        self.bad_loss = torch.where(bad, loss.detach(), self.bad_loss)
         self.optimiser.zero_grad(set_to_none=True)
         loss.backward()
         self.optimiser.step()
