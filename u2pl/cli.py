@@ -7,7 +7,7 @@ from typing import Annotated
 import typer
 
 from u2pl.errors import UserError
-from u2pl.experiments import RunSpec, Suite, load_suite
+from u2pl.experiments import RunSpec, Suite, load_suite, published_list
 from u2pl.experiments.params import nearest
 from u2pl.files import write_json
 
@@ -16,8 +16,11 @@ from u2pl.files import write_json
 app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False, help=__doc__)
 data = typer.Typer(no_args_is_help=True, help="Archives, prepared images and masks, split lists.")
 app.add_typer(data, name="data")
+splits = typer.Typer(no_args_is_help=True, help="What the split lists hold.")
+app.add_typer(splits, name="splits")
 
 Scale = Annotated[str, typer.Option(help="A file of params/scales, without its ending.")]
+Source = Annotated[str, typer.Option(help="drawn, or a key of params/splits.yaml.")]
 Device = Annotated[str, typer.Option(help="auto, cpu or cuda.")]
 
 
@@ -35,11 +38,22 @@ def _dataset(suite: Suite, name: str) -> str:
     return name
 
 
+def _protocol(suite: Suite, name: str) -> str:
+    if name not in suite.protocols:
+        raise UserError(f"protocol {name!r}", "no such protocol", nearest(name, list(suite.protocols)))
+    return name
+
+
+def _source(suite: Suite, name: str) -> str:
+    if name not in suite.published:
+        raise UserError(f"source {name!r}", "no such key in params/splits.yaml", nearest(name, list(suite.published)))
+    return name
+
+
 def _folders(spec: RunSpec) -> tuple[Path, Path, Path]:
     """Where a run's prepared data, split lists and results stand."""
     root = Path("data") / spec.scale
-    split = root / "splits" / spec.protocol / str(spec.labelled)
-    return root / spec.dataset_name, split, Path("results") / spec.scale / "runs" / spec.id
+    return root / spec.dataset_name, root / "splits" / spec.split, Path("results") / spec.scale / "runs" / spec.id
 
 
 @data.command()
@@ -80,18 +94,78 @@ def prepare(dataset: str, scale: Scale = "demo", workers: int = 1) -> None:
 
 
 @data.command()
-def split(protocol: str, labelled: int, scale: Scale = "demo") -> None:
-    """Draw the labelled and unlabelled lists of a protocol."""
+def synthesize_lists(source: str, protocol: str, scale: Scale = "demo") -> None:
+    """Draw a mirror of the split lists that a source publishes for a protocol, of synthetic prepared data."""
+    from u2pl.data.mirror import mirror
+
+    suite = load_suite(scale)
+    params, published = suite.protocols[_protocol(suite, protocol)], suite.published[_source(suite, source)]
+    dataset = suite.datasets[params.dataset]
+    if dataset.synthetic is None:
+        raise UserError(f"params/scales/{scale}.yaml: datasets.{params.dataset}.synthetic", "nothing", "synthetic data")
+    root = Path("data") / scale
+    lists, target = published.lists.get(protocol, {}), root / "upstream/lists" / source
+    mirror(source, protocol, lists, params, dataset.kind, prepared=root / params.dataset, target=target)
+
+
+@data.command()
+def fetch_list(source: str, path: str, scale: Scale = "demo") -> None:
+    """Fetch one published split list, by its path in the source's repository, and verify its checksum."""
+    from u2pl.data.fetch import fetch as run
+    from u2pl.data.published import archive
+
+    suite = load_suite(scale)
+    published = suite.published[_source(suite, source)]
+    known = [file for name in published.lists for file in published.paths(name)]
+    if path not in known:
+        raise UserError(f"list {path!r}", f"no such list of {source}", nearest(path, known))
+    run(archive(published, path), Path("data") / scale / "lists" / source / path)
+
+
+@data.command()
+def split(protocol: str, labelled: int, source: Source = "drawn", scale: Scale = "demo") -> None:
+    """Draw the labelled and unlabelled lists of a protocol, or take those that a source published."""
+    from u2pl.data.published import install
     from u2pl.data.splits import draw
 
     suite = load_suite(scale)
-    if protocol not in suite.protocols:
-        raise UserError(f"protocol {protocol!r}", "no such protocol", nearest(protocol, list(suite.protocols)))
-    params = suite.protocols[protocol]
+    params = suite.protocols[_protocol(suite, protocol)]
     if labelled not in params.fractions.values():
         raise UserError(f"{protocol}: {labelled} labelled images", "no such fraction", params.fractions)
     root = Path("data") / scale
-    draw(params, labelled, root / params.dataset, root / "splits" / protocol / str(labelled), params.seed)
+    prepared, target = root / params.dataset, root / "splits" / protocol / source / str(labelled)
+    files = published_list(suite, source, protocol, labelled)
+    if files is None:
+        draw(params, labelled, prepared, target, params.seed)
+    else:
+        folder, published = root / "lists" / source, suite.published[source]
+        install(source, published, files, params, labelled, folder=folder, prepared=prepared, target=target)
+
+
+@splits.command()
+def audit(
+    scale: Scale = "demo",
+    protocol: Annotated[str | None, typer.Option(help="Only this protocol.")] = None,
+    source: Annotated[list[str] | None, typer.Option(help="Only this source; may be repeated.")] = None,
+    csv: Annotated[Path | None, typer.Option(help="Also write the numbers to this CSV file.")] = None,
+    classes: Annotated[bool, typer.Option(help="Read the labelled masks for class frequencies.")] = True,
+) -> None:
+    """Sizes, overlaps, share of finely annotated images and class frequencies of the splits that have been made."""
+    from rich.console import Console
+
+    from u2pl.data.audit import audit_splits, tables, write_csv
+
+    suite = load_suite(scale)
+    if protocol is not None:
+        _protocol(suite, protocol)
+    for name in source or []:
+        if name != "drawn":
+            _source(suite, name)
+    audits = audit_splits(Path("data") / scale, protocol, source, classes=classes)
+    if csv is not None:
+        write_csv(csv, audits)
+    for part in tables(audits):
+        Console().print(part)
 
 
 @app.command()
@@ -103,7 +177,7 @@ def train(run: str, scale: Scale = "demo", device: Device = "auto") -> None:
     spec = _find(load_suite(scale), run)
     prepared, lists, out = _folders(spec)
     check(lists, prepared)  # the lists may have been edited since they were drawn
-    weights = spec.recipe.network.weights
+    weights = spec.weights
     state = Path("results") / scale / "state" / run
     start(
         spec,
@@ -176,8 +250,9 @@ def schema(target: Path = Path("workflow/schemas")) -> None:
     """Export the JSON schemas of the Snakemake config and of the files in params/."""
     from u2pl.experiments import schema as models
 
-    for model in (models.Config, models.Dataset, models.Protocol, models.Recipe, models.Method, models.MethodSettings,
-                  models.Archive, models.Scale, models.Table):  # fmt: skip
+    kinds = (models.Config, models.Dataset, models.Protocol, models.Recipe, models.Method, models.MethodSettings)
+    more = (models.Preset, models.PublishedSource, models.Archive, models.Scale, models.Table)
+    for model in (*kinds, *more):
         dialect = {"$schema": "https://json-schema.org/draft/2020-12/schema"}
         write_json(target / f"{model.__name__.lower()}.schema.json", dialect | model.model_json_schema())
 

@@ -40,3 +40,22 @@ def test_buffers_stay_and_the_first_update_replaces_bad_weights() -> None:
     ema_update(teacher, student, 0.99, 0)
     assert torch.equal(teacher.weight, student.weight)
     assert torch.all(teacher.running_mean == 0)
+
+
+def test_without_warm_up_the_decay_is_constant_from_the_first_step() -> None:
+    teacher, student = nn.Linear(2, 2), nn.Linear(2, 2)
+    expected = 0.9 * teacher.weight.detach() + 0.1 * student.weight.detach()
+    ema_update(teacher, student, 0.9, 0, warmup=False)
+    torch.testing.assert_close(teacher.weight.detach(), expected)
+
+
+def test_buffers_can_be_averaged_like_parameters() -> None:
+    student = nn.BatchNorm1d(3)
+    teacher = copy.deepcopy(student)
+    student(torch.randn(8, 3))
+    expected = (teacher.running_var + student.running_var) / 2
+    ema_update(teacher, student, 0.99, 1, buffers=True)
+    torch.testing.assert_close(teacher.running_var, expected)
+    assert teacher.num_batches_tracked == 1
+    ema_update(teacher, student, 0.99, 0, buffers=True)
+    assert all(torch.equal(value, student.state_dict()[name]) for name, value in teacher.state_dict().items())

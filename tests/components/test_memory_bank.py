@@ -64,6 +64,14 @@ def test_a_checkpoint_continues_the_queue() -> None:
     assert set(first.state_dict()) == {"keys", "count", "head"}
 
 
+def test_a_bank_that_is_not_saved_starts_empty() -> None:
+    first, second = MemoryBank([3], D, saved=False), MemoryBank([3], D, saved=False)
+    first.push(torch.randn(2, D), torch.ones(1, 2, dtype=torch.bool))
+    assert first.state_dict() == {}
+    second.load_state_dict(first.state_dict())
+    assert second.count.tolist() == [0]
+
+
 def test_clear_and_bad_capacities() -> None:
     bank = MemoryBank([2], D)
     bank.push(torch.randn(5, D), torch.ones(1, 5, dtype=torch.bool))

@@ -11,7 +11,7 @@ from PIL import Image
 from u2pl.data.batches import SegmentationFolder, TrainBatches
 from u2pl.data.lists import read_ids
 from u2pl.errors import UserError
-from u2pl.experiments.schema import Dataset, Network, Recipe
+from u2pl.experiments.schema import Dataset, MethodSettings, Network, Recipe
 
 torch.set_num_threads(1)
 Make = Callable[..., Dataset]
@@ -19,15 +19,22 @@ Make = Callable[..., Dataset]
 
 def recipe(**changes: Any) -> Recipe:
     fields: dict[str, Any] = {"network": Network(encoder="resnet18"), "lr": 0.1, "weight_decay": 0.0, "epochs": 2}
-    return Recipe(**(fields | {"warmup_epochs": 0, "batch": 2, "crop": 33} | changes))
+    return Recipe(**(fields | {"batch": 2, "crop": 33} | changes))
 
 
-def batches(prepared: Path, dataset: Dataset, labelled: int, unlabelled: int, **changes: Any) -> TrainBatches:
+def batches(
+    prepared: Path,
+    dataset: Dataset,
+    labelled: int,
+    unlabelled: int,
+    settings: dict[str, Any] | None = None,
+    **changes: Any,
+) -> TrainBatches:
     supervised_only, seed = changes.pop("supervised_only", False), changes.pop("seed", 0)
     ids = read_ids(prepared / "lists" / "train_aug.txt")
     return TrainBatches(
-        prepared, ids[:labelled], ids[labelled : labelled + unlabelled], dataset, recipe(**changes), seed,
-        supervised_only=supervised_only,
+        prepared, ids[:labelled], ids[labelled : labelled + unlabelled], dataset, recipe(**changes),
+        MethodSettings(**(settings or {})), seed, supervised_only=supervised_only,
     )  # fmt: skip
 
 
@@ -55,6 +62,38 @@ def test_shapes_and_lengths(pascal: Path, make_dataset: Make) -> None:
     assert len(short) == 1 and next(short.epoch(0))["image_u"].shape[0] == 4
     with pytest.raises(UserError, match="labelled list"):
         batches(pascal, dataset, 0, 4)
+
+
+def test_suponly_counts_epochs_over_either_list(pascal: Path, make_dataset: Make) -> None:
+    """Iterations: as many steps as the semi-supervised methods take, each with labelled images alone."""
+    dataset = make_dataset("pascal")
+    whole = batches(pascal, dataset, 3, 7, settings={"suponly_epoch_unit": "iterations"}, supervised_only=True)
+    assert len(whole) == len(batches(pascal, dataset, 3, 7)) == 3
+    assert all(set(step) == {"image_l", "mask_l"} for step in whole.epoch(0))
+    assert len(batches(pascal, dataset, 3, 7, supervised_only=True)) == 1
+
+
+def test_the_batch_is_of_each_stream_or_of_both(pascal: Path, make_dataset: Make) -> None:
+    dataset = make_dataset("pascal")
+    for value, images, steps in (("per_stream", 4, 2), ("total", 2, 4)):
+        made = batches(pascal, dataset, 2, 8, settings={"batch_size": value}, batch=4)
+        assert len(made) == steps
+        assert all(len(step["image_l"]) == len(step["image_u"]) == images for step in made.epoch(0))
+
+
+def test_padded_pixels_train_as_class_0_or_not_at_all(pascal: Path, make_dataset: Make) -> None:
+    """A crop larger than any scaled image is padded; only its label differs."""
+    dataset = make_dataset("pascal")
+    zero, ignored = (
+        next(batches(pascal, dataset, 3, 4, settings={"crop_pad_label_train": value}, crop=400).epoch(0))
+        for value in ("zero", "ignore")
+    )
+    mean = torch.tensor(dataset.mean).round().to(torch.uint8).view(3, 1, 1)
+    padded = (zero["image_l"] == mean).all(dim=1) & (zero["mask_l"] != ignored["mask_l"])
+    assert padded.sum() > 400 * 400
+    assert (zero["mask_l"][padded] == 0).all() and (ignored["mask_l"][padded] == dataset.ignore_label).all()
+    assert torch.equal(zero["mask_l"][~padded], ignored["mask_l"][~padded])
+    assert torch.equal(zero["image_l"], ignored["image_l"])
 
 
 def test_deterministic_and_independent_of_workers_and_of_the_global_generator(pascal: Path, make_dataset: Make) -> None:

@@ -64,6 +64,7 @@ def test_manifest(pascal: Path, tmp_path: Path) -> None:
     assert manifest["sha256"] == {n: sha256(tmp_path / f"{n}.txt") for n in ("labeled", "unlabeled", "val")}
     assert manifest["prepared_content_sha256"] == read_json(pascal / "manifest.json")["content_sha256"]
     assert (manifest["seed"], manifest["nested"], manifest["candidates"]) == (2, False, "train_aug")
+    assert manifest["source"] == "drawn" and "files" not in manifest
 
 
 @pytest.mark.parametrize(

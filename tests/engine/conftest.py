@@ -58,7 +58,13 @@ def split(prepared: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="session")
 def make_spec() -> Callable[..., RunSpec]:
-    def make(method: str = "u2pl", mode: str = "centre_crop", seed: int = 0, **recipe: Any) -> RunSpec:
+    def make(
+        method: str = "u2pl",
+        mode: str = "centre_crop",
+        seed: int = 0,
+        settings: dict[str, Any] | None = None,
+        **recipe: Any,
+    ) -> RunSpec:
         network = {"encoder": "resnet18", "width": 8, "channels": 8, "representation": 8}
         dataset = {
             "kind": "pascal",
@@ -69,21 +75,22 @@ def make_spec() -> Callable[..., RunSpec]:
             "counts": {"train": 12, "val": 4},
             "evaluation": {"mode": mode, "crop": 33, "batch": 3},
         }
-        values = {"lr": 0.02, "weight_decay": 1e-4, "epochs": 3, "warmup_epochs": 1, "batch": 2, "crop": 33} | recipe
+        small = {"anchors_per_class": 8, "negatives_per_anchor": 8, "r_low": 1, "r_high": 3, "bank_size": 200}
+        small |= {"bank_size_background": 300, "warmup_epochs": 1}
+        values = {"lr": 0.02, "weight_decay": 1e-4, "epochs": 3, "batch": 2, "crop": 33} | recipe
         return RunSpec(
             scale="test",
             protocol="toy",
             fraction="1/2",
             labelled=6,
             method=method,
+            fidelity="paper",
             overrides={},
             seed=seed,
             dataset_name="toy",
             dataset=Dataset.model_validate(dataset),
             recipe=Recipe.model_validate({"network": network, **values}),
-            settings=MethodSettings(
-                anchors_per_class=8, negatives_per_anchor=8, r_low=1, r_high=3, bank_size=200, bank_size_background=300
-            ),
+            settings=MethodSettings(**(small | (settings or {}))),
         )
 
     return make

@@ -18,6 +18,7 @@ from u2pl.engine.evaluate import (
     evaluate_run,
     iou,
     mean_iou,
+    pad_label,
     sliding_logits,
     window_starts,
 )
@@ -165,6 +166,22 @@ def test_centre_crop_evaluation_counts_the_crop(prepared: Path, split: Path, mak
     # The crop of 33 in 40 x 48 leaves the ignored first row out.
     assert confusion.sum() == len(ids) * 33 * 33
     assert mean_iou(confusion) == 100
+
+
+@pytest.mark.parametrize(("label", "added"), [("zero", 1), ("ignore", 0)])
+def test_padding_is_scored_as_class_0_or_not_at_all(
+    label: str, added: int, prepared: Path, split: Path, make_spec: Callable[..., RunSpec]
+) -> None:
+    """Images of 40 x 48 in a crop of 64: what the crop adds stands in row 0 of the matrix, or nowhere."""
+    spec = make_spec(settings={"crop_pad_label_evaluation": label})
+    dataset = spec.dataset.model_copy(update={"evaluation": spec.dataset.evaluation.model_copy(update={"crop": 64})})
+    ids = (split / "val.txt").read_text().split()
+    network = build_network(spec.recipe.network, 3)
+    confusion = evaluate(network, prepared, ids, dataset, torch.device("cpu"), pad=pad_label(spec))
+    masks = np.stack([np.asarray(Image.open(prepared / "masks" / f"{i}.png")) for i in ids])
+    expected = [(masks == c).sum() for c in range(3)]
+    expected[0] += added * len(ids) * (64 * 64 - 40 * 48)
+    assert confusion.sum(1).tolist() == expected
 
 
 def test_evaluate_run(prepared: Path, split: Path, make_spec: Callable[..., RunSpec], tmp_path: Path) -> None:

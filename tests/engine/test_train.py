@@ -57,9 +57,9 @@ def test_poly_is_the_closed_form() -> None:
 
 
 def test_optimiser_groups(make_spec: Spec) -> None:
-    recipe = make_spec(head_lr_multiplier=7).recipe
+    recipe = make_spec().recipe
     network = build_network(recipe.network, 3)
-    groups = optimiser_for(network, recipe).param_groups
+    groups = optimiser_for(network, recipe, 7).param_groups
     assert [group["lr"] for group in groups] == [0.02, pytest.approx(0.14)]
     assert sum(len(group["params"]) for group in groups) == len(list(network.parameters()))
     assert all(group["momentum"] == 0.9 and group["weight_decay"] == 1e-4 for group in groups)
@@ -105,7 +105,7 @@ def test_validation_every_other_epoch_and_last(run: Callable[..., Path], make_sp
 
 
 def test_it_learns(run: Callable[..., Path], make_spec: Spec) -> None:
-    rows = history(run(make_spec("suponly", epochs=24, lr=0.05, warmup_epochs=0, validate_every=24)))
+    rows = history(run(make_spec("suponly", epochs=24, lr=0.05, validate_every=24)))
     assert float(rows[-1]["loss"]) < 0.9 * float(rows[0]["loss"])
     # Background everywhere scores about 28.
     assert float(rows[-1]["val_miou"]) > 70
@@ -152,6 +152,18 @@ def test_a_continued_run_ends_with_the_same_weights(
     assert [[row[c] for c in columns] for row in history(whole)] == [
         [row[c] for c in columns] for row in history(continued)
     ]
+
+
+def test_factors_of_the_network_reach_it(run: Callable[..., Path], make_spec: Spec) -> None:
+    """The deep stem's and the auxiliary head's tensors are in the weights, and evaluation finds their places."""
+    settings = {"backbone_stem": "deep", "cityscapes_loss": "ohem_auxiliary"}
+    out = run(make_spec("suponly", epochs=1, settings=settings))
+    names = load(out / "weights.pt")["last"]["student"]
+    plain = load(run(make_spec("suponly", epochs=1), "plain") / "weights.pt")["last"]["student"]
+    assert any(name.startswith("auxiliary") for name in names) and not any("auxiliary" in name for name in plain)
+    assert len([name for name in names if name.startswith("encoder") and name.endswith("weight")]) > len(
+        [name for name in plain if name.startswith("encoder") and name.endswith("weight")]
+    )
 
 
 def test_a_state_of_other_settings_is_left_alone(

@@ -18,16 +18,58 @@ def cells_of(table: str):
     return [cell for cell in load_suite("paper", ROOT).cells if cell.table == table]
 
 
-@pytest.mark.parametrize("scale", scale_names(ROOT))
+@pytest.mark.parametrize("scale", ["demo", "paper"])
 def test_four_methods_give_72_trainings_a_seed(scale):
     suite = load_suite(scale, ROOT)
-    assert len(suite.runs) == 72 * len(suite.params.seeds)
     new, seen = [], set()
-    for table in sorted(suite.tables):
-        runs = {run for cell in suite.cells if cell.table == table for run in cell.runs}
+    for number in range(1, 8):
+        runs = {run for cell in suite.cells if cell.table == f"table{number}" for run in cell.runs}
         new.append(len(runs - seen) // len(suite.params.seeds))
         seen |= runs
     assert new == [20, 16, 16, 4, 8, 2, 6]
+    assert len(seen) == 72 * len(suite.params.seeds)
+
+
+def test_every_scale_loads():
+    for scale in scale_names(ROOT):
+        suite = load_suite(scale, ROOT)
+        assert {run for cell in suite.cells for run in cell.runs} == set(suite.runs)
+
+
+def test_table_d_flips_every_factor_alone():
+    """One row a factor; the flip that concerns only the report shares the preset's run."""
+    suite = load_suite("paper", ROOT)
+    rows = [cell for cell in suite.cells if cell.table == "divergences"]
+    base = rows[0].runs
+    flipped = [set(cell.overrides) for cell in rows if cell.overrides]
+    assert all(len(keys) == 1 for keys in flipped)
+    names = set().union(*flipped)
+    released = suite.runs["pascal_blender-1323-u2pl-released-seed0"].settings.model_dump()
+    paper = suite.runs["pascal_blender-1323-u2pl-seed0"].settings.model_dump()
+    assert {name for name in paper if paper[name] != released[name]} <= names
+    assert [cell.row for cell in rows if cell.runs == base] == ["paper preset", "checkpoint_selection = last"]
+    assert {cell.checkpoint for cell in rows} == {"best", "last"}
+
+
+def test_a_preset_written_out_is_the_preset(params):
+    """All released values as overrides of the paper preset are the run of the released preset."""
+    suite = load_suite("demo", params)
+    name = next(run for run in suite.runs if "-u2pl-released-" in run)
+    paper = suite.runs[name.replace("-released", "")].settings.model_dump()
+    released = suite.runs[name].settings.model_dump()
+    overrides = {key: value for key, value in released.items() if value != paper[key]}
+    row = {"title": "by hand", "method": "u2pl", "overrides": overrides, "paper": [None]}
+    edit(params / "params/tables/divergences.yaml", lambda v: v["rows"].append(row))
+    again = load_suite("demo", params)
+    assert list(again.runs) == list(suite.runs)
+    assert [cell.runs for cell in again.cells if cell.row == "by hand"] == [[name]]
+
+
+def test_settings_a_method_does_not_use_make_no_run(params):
+    before = set(load_suite("demo", params).runs)
+    row = {"title": "r_low", "method": "suponly", "overrides": {"r_low": 7, "ema_decay": 0.5}, "paper": [None]}
+    edit(params / "params/tables/divergences.yaml", lambda v: v["rows"].append(row))
+    assert set(load_suite("demo", params).runs) == before
 
 
 def test_the_rows_that_share_a_number_in_the_paper_share_a_run():
@@ -105,6 +147,10 @@ def edit(path: Path, change) -> None:
         ("scales/demo.yaml", lambda v: v["recipes"]["pascal"]["network"].update(widht=3), ["widht", "'width'"]),
         ("methods.yaml", lambda v: v["u2pl"].update(settings={"r_lo": 2}), ["methods.yaml", "r_lo", "'r_low'"]),
         ("tables/table5.yaml", lambda v: v["rows"][0]["overrides"].update(rlow=2), ["table5", "rlow", "'r_low'"]),
+        ("tables/table5.yaml", lambda v: v["rows"][0].update(fidelity="papr"), ["table5", "'papr'", "'paper'"]),
+        ("tables/table5.yaml", lambda v: v["rows"][0]["overrides"].update(tau="old"), ["overrides.tau", "'old'"]),
+        ("fidelity.yaml", lambda v: v["released"]["all"].update(r_lo=1), ["fidelity.yaml", "r_lo", "'r_low'"]),
+        ("scales/demo.yaml", lambda v: v.update(tables=["table8"]), ["demo.yaml", "'table8'"]),
         ("tables/table5.yaml", lambda v: v["rows"][0].update(method="u2p"), ["table5", "'u2p'", "'u2pl'"]),
         ("tables/table5.yaml", lambda v: v["columns"][0].update(fraction="1/3"), ["table5", "1/3", "1/16"]),
         ("tables/table5.yaml", lambda v: v["columns"][0].update(protocol="blender"), ["table5", "'pascal_blender'"]),
@@ -128,9 +174,12 @@ def test_exit_code_2_and_one_line(params):
 
 
 def test_a_table_and_a_row_are_yaml_edits(params):
+    before = set(load_suite("paper", params).runs)
     shutil.copy(params / "params/tables/table5.yaml", params / "params/tables/mine.yaml")
     row = {"title": "no contrast", "method": "u2pl", "overrides": {"contrastive_weight": 0.0}, "paper": [None, None]}
     edit(params / "params/tables/mine.yaml", lambda v: v["rows"].append(row))
-    suite = load_suite("demo", params)
-    assert len(suite.runs) == 74
-    assert "pascal_blender-8-u2pl-contrastive_weight=0.0-seed0" in suite.runs
+    after = set(load_suite("paper", params).runs)
+    assert before < after and len(after - before) == 2 * 3
+    assert "pascal_blender-1323-u2pl-contrastive_weight=0.0-seed0" in after
+    # A scale that lists its tables runs those alone.
+    assert not any("contrastive_weight=0.0" in run for run in load_suite("demo", params).runs)

@@ -105,13 +105,15 @@ def test_cutmix_mixes_the_labels_of_the_unmixed_images_by_the_boxes_of_the_image
     assert not torch.equal(mixed_labels, labels)
 
 
-def test_u2pl_filters_by_the_train_mode_teachers_entropy() -> None:
-    method, data = build("u2pl", cutmix_probability=0), batch()
-    evaluating, training = copy.deepcopy(method.teacher).eval(), copy.deepcopy(method.teacher).train()
+@pytest.mark.parametrize("view", ["paper", "released"])
+def test_u2pl_filters_by_the_entropy_of_its_view(view: str) -> None:
+    """The released code takes entropies in train mode, the paper has one view."""
+    method, data = build("u2pl", cutmix_probability=0, teacher_view=view), batch()
+    evaluating, second = copy.deepcopy(method.teacher).eval(), copy.deepcopy(method.teacher).train(view == "released")
     student = copy.deepcopy(method.student)
     both = torch.cat([data["image_l"], data["image_u"]])
     labels = upsampled(evaluating(data["image_u"])["logits"]).argmax(1)
-    p = upsampled(training(both)["logits"][2:]).softmax(1).detach().numpy()
+    p = upsampled(second(both)["logits"][2:]).softmax(1).detach().numpy()
     entropies = -(p * np.log(p)).sum(1)
     share = 0.2 * (1 - 2 / 4)  # step 5 is in epoch 2 of 4
     gamma = np.percentile(entropies.flatten(), 100 * (1 - share))
@@ -127,10 +129,12 @@ def test_u2pl_filters_by_the_train_mode_teachers_entropy() -> None:
     )
 
 
+@pytest.mark.parametrize("view", ["paper", "released"])
 @pytest.mark.parametrize("negatives", ["unreliable", "reliable", "all"])
-def test_u2pl_fills_the_bank_by_eq_14_and_15(negatives: str) -> None:
-    method, data = build("u2pl", cutmix_probability=0, negatives=negatives, bank_size=10**4), batch()
-    teacher = copy.deepcopy(method.teacher).train()
+def test_u2pl_fills_the_bank_by_eq_14_and_15(negatives: str, view: str) -> None:
+    changes = {"negatives": negatives, "teacher_view": view}
+    method, data = build("u2pl", cutmix_probability=0, bank_size=10**4, **changes), batch()
+    teacher = copy.deepcopy(method.teacher).train(view == "released")
     output = teacher(torch.cat([data["image_l"], data["image_u"]]))
     p = output["logits"].softmax(1).detach().numpy()
     full = upsampled(output["logits"][2:]).softmax(1).detach().numpy()
@@ -214,12 +218,146 @@ def test_warm_up_is_supervised_and_hands_the_student_to_the_teacher(name: str) -
 
 
 def test_the_average_starts_at_the_end_of_the_warm_up() -> None:
-    method = build("mean_teacher")
+    method = build("mean_teacher", teacher_first_epoch="averaged")
     start = [progress(step, warmup=1).steps_since_warmup for step in range(5)]
     assert start == [0, 0, 0, 1, 2]
     old = method.teacher.head.weight.clone()
     method.after_step(progress(step=3, warmup=1))
     torch.testing.assert_close(method.teacher.head.weight, (old + method.student.head.weight.detach()) / 2)
+
+
+def teacher_is_student(method: Any) -> bool:
+    pairs = zip(method.teacher.parameters(), method.student.parameters(), strict=True)
+    return all(torch.equal(teacher, student) for teacher, student in pairs)
+
+
+@pytest.mark.parametrize("warmup", [0, 1])
+def test_shared_first_epoch_ends_where_averaging_begins(warmup: int) -> None:
+    method = build("mean_teacher")
+    first, after = 2 * warmup + 1, 2 * warmup + 2  # the last step of the first semi-supervised epoch, and the next
+    method.after_step(progress(first, warmup))
+    assert teacher_is_student(method)
+    old = method.teacher.head.weight.clone()
+    method.student.head.weight.data += 1
+    method.after_step(progress(after, warmup))  # the third semi-supervised step: decay 2 / 3
+    torch.testing.assert_close(method.teacher.head.weight, old + 1 / 3)
+
+
+def test_without_ema_warm_up_the_decay_is_constant() -> None:
+    method = build("mean_teacher", ema_warmup=False, ema_decay=0.9, teacher_first_epoch="averaged")
+    old = method.teacher.head.weight.clone()
+    method.after_step(progress(0))
+    torch.testing.assert_close(method.teacher.head.weight, 0.9 * old + 0.1 * method.student.head.weight.detach())
+
+
+@pytest.mark.parametrize("view", ["paper", "released"])
+@pytest.mark.parametrize("warmup", [0, 1])
+@pytest.mark.parametrize("name", SEMI)
+def test_averaged_buffers_follow_the_students_and_nothing_else(name: str, warmup: int, view: str) -> None:
+    changes = {"teacher_buffers": "averaged", "teacher_first_epoch": "averaged", "teacher_view": view}
+    method = build(name, **changes)
+    now = progress(step=1, warmup=warmup)
+    start = method.teacher.encoder[1].running_mean.clone()
+    method(batch(), now)
+    assert torch.equal(method.teacher.encoder[1].running_mean, start)
+    moved = method.student.encoder[1].running_mean
+    assert not torch.equal(moved, start)
+    method.after_step(now)
+    expected = moved if warmup else (start + moved) / 2
+    torch.testing.assert_close(method.teacher.encoder[1].running_mean, expected)
+
+
+@pytest.mark.parametrize("view", ["paper", "released"])
+def test_own_buffers_move_by_the_images_of_the_student(view: str) -> None:
+    method, data = build("u2pl", teacher_view=view, cutmix_probability=1), batch()
+    teacher = copy.deepcopy(method.teacher)
+    mixed = method.unlabelled(data["image_u"], progress())[0]
+    teacher.train()(torch.cat([data["image_l"], mixed]))
+    method(data, progress())
+    torch.testing.assert_close(method.teacher.encoder[1].running_mean, teacher.encoder[1].running_mean)
+
+
+def test_labels_after_mixing_are_the_teachers_of_the_mixed_images() -> None:
+    method, images = build("cutmix", cutmix_probability=1, pseudo_label="after_mix"), batch()["image_u"]
+    mixed, labels = method.unlabelled(images, progress())
+    assert torch.equal(labels, upsampled(copy.deepcopy(method.teacher).eval()(mixed)["logits"]).argmax(1))
+    before = build("cutmix", cutmix_probability=1).unlabelled(images, progress())
+    assert torch.equal(mixed, before[0]) and not torch.equal(labels, before[1])
+
+
+@pytest.mark.parametrize("pseudo_label", ["before_mix", "after_mix"])
+def test_the_papers_view_is_one_evaluation_pass_mixed_like_the_images(pseudo_label: str) -> None:
+    method, data = build("u2pl", cutmix_probability=1, pseudo_label=pseudo_label), batch()
+    teacher = copy.deepcopy(method.teacher).eval()
+    images, view = method.teach(data["image_l"], data["image_u"], progress())
+    inside = (images != data["image_u"]).any(1)
+    assert 0.4 < inside.float().mean() < 0.6
+    seen = data["image_u"] if pseudo_label == "before_mix" else images
+    first, second = teacher(data["image_l"]), teacher(seen)
+    full = upsampled(second["logits"]).softmax(1)
+    expected = {
+        "labels": full.argmax(1),
+        "entropies": -(full * full.log()).sum(1),
+        "probs": second["logits"].softmax(1),
+        "representation": second["representation"],
+    }
+    for name, values in expected.items():
+        if pseudo_label == "before_mix":
+            where = nearest(inside, values.shape[-2:]).view(2, *[1] * (values.ndim - 3), *values.shape[-2:])
+            values = torch.where(where, values.roll(-1, 0), values)
+        if name in first or name == "probs":
+            labelled = first["logits"].softmax(1) if name == "probs" else first[name]
+            values = torch.cat([labelled, values])
+        torch.testing.assert_close(view[name], values)
+
+
+class Pointwise(Network):
+    """No stride, no statistics: its views in both modes and of mixed images agree in every pixel."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.encoder = nn.Sequential(nn.Conv2d(3, 8, 1), nn.ReLU())
+
+
+def test_the_released_bank_is_empty_when_the_teachers_views_agree() -> None:
+    released = {"teacher_view": "released", "negative_label_mask": "released", "cutmix_probability": 1}
+    for mask in ("paper", "released"):
+        method = build("u2pl", Pointwise(), **(released | {"negative_label_mask": mask}))
+        parts = method(batch(), progress())
+        assert bool(method.bank.count.sum() > 0) is (mask == "paper") is bool(parts["contrastive"] > 0)
+    method = build("u2pl", **released)
+    method(batch(), progress())
+    assert method.bank.count.sum() > 0  # batch statistics make the views differ
+
+
+def test_labels_and_ranks_of_the_papers_view_agree() -> None:
+    method, data = build("u2pl", Pointwise(), cutmix_probability=1), batch()
+    _, view = method.teach(data["image_l"], data["image_u"], progress())
+    assert torch.equal(view["probs"][2:].argmax(1), view["labels"])
+    entropies = torch.special.entr(view["probs"][2:]).sum(1)
+    torch.testing.assert_close(view["entropies"], entropies, rtol=1e-4, atol=1e-5)
+
+
+def test_ohem_is_the_loss_of_both_heads() -> None:
+    method, data = build("suponly", Network(auxiliary=True), cityscapes_loss="ohem_auxiliary"), batch()
+    data["image_l"], data["mask_l"] = data["image_l"].repeat(60, 1, 1, 1), data["mask_l"].repeat(60, 1, 1)
+    assert (data["mask_l"] != IGNORE).sum() > 110_000
+    output = copy.deepcopy(method.student)(data["image_l"])
+    expected = 0.0
+    for head, weight in (("logits", 1.0), ("auxiliary", 0.4)):
+        losses = F.cross_entropy(upsampled(output[head]), data["mask_l"], ignore_index=IGNORE, reduction="none")
+        hard = losses.flatten().sort(descending=True).values[:100_000]
+        kept = losses[(losses >= hard[-1].clamp(max=-np.log(0.7))) & (data["mask_l"] != IGNORE)]
+        expected = expected + weight * kept.mean()
+    torch.testing.assert_close(method(data, progress())["loss"], expected, rtol=1e-5, atol=0)
+
+
+def test_a_checkpoint_without_the_bank_restores_the_rest() -> None:
+    method, other = (build("u2pl", bank_in_checkpoint=False) for _ in range(2))
+    method(batch(0), progress())
+    assert not any(name.startswith("bank") for name in method.state_dict())
+    other.load_state_dict(method.state_dict())
+    assert method.bank.count.sum() > 0 and other.bank.count.sum() == 0
 
 
 def test_a_checkpoint_restores_bank_and_teacher() -> None:

@@ -12,11 +12,11 @@ from u2pl.models import build_network, load_encoder_weights
 from u2pl.models.deeplab import upsample
 
 torch.set_num_threads(1)
-SMALL = Network(encoder="resnet18", width=8, channels=16, representation=12, auxiliary=True)
+SMALL = Network(encoder="resnet18", width=8, channels=16, representation=12)
 
 
 def test_shapes() -> None:
-    model = build_network(SMALL, 5).eval()
+    model = build_network(SMALL, 5, auxiliary=True).eval()
     with torch.inference_mode():
         outputs = model(torch.randn(2, 3, 65, 97))
     assert {name: tuple(value.shape) for name, value in outputs.items()} == {
@@ -24,7 +24,7 @@ def test_shapes() -> None:
         "representation": (2, 12, 17, 25),
         "auxiliary": (2, 5, 9, 13),
     }
-    assert "auxiliary" not in build_network(SMALL.model_copy(update={"auxiliary": False}), 5)(torch.randn(2, 3, 33, 33))
+    assert "auxiliary" not in build_network(SMALL, 5)(torch.randn(2, 3, 33, 33))
 
 
 def test_parameter_count_of_the_published_network() -> None:
@@ -58,7 +58,7 @@ def test_parameter_groups_are_a_partition() -> None:
 
 
 def test_heads_see_layer1_and_the_whole_image() -> None:
-    model = build_network(SMALL, 5).eval()
+    model = build_network(SMALL, 5, auxiliary=True).eval()
     images = torch.randn(1, 3, 65, 65, requires_grad=True)
     model(images)["logits"][0, :, 0, 0].sum().backward()
     assert images.grad is not None

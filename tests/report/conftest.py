@@ -54,6 +54,8 @@ def make_suite(seeds: int = 2, synthetic: bool = True) -> Suite:
             fraction=column.fraction,
             protocol=column.protocol,
             labelled=LABELLED[column.fraction],
+            fidelity="paper",
+            checkpoint="best",
             method=row.method or "",
             overrides=row.overrides,
             source=row.source,

@@ -86,3 +86,14 @@ def test_reading_what_is_not_a_table_of_cells(tmp_path: Path) -> None:
     (tmp_path / "cells.csv").write_text("table,row\na,b\n", encoding="utf-8")
     with pytest.raises(UserError, match="no column column, fraction"):
         read_cells(tmp_path / "cells.csv")
+
+
+def test_a_cell_reports_the_checkpoint_it_names(suite: Suite, results: Path) -> None:
+    path = results / "runs/blender-8-u2pl-seed0/evaluation.json"
+    write_json(path, {"best": {"miou": 50.0}, "last": {"miou": 25.0}})
+    names = ["blender-8-u2pl-seed0"]
+    cells = [cell.model_copy(update={"checkpoint": c, "runs": names}) for c in ("best", "last") for cell in suite.cells]
+    measured = [cell for cell in cells if cell.source == "measured" and cell.method == "u2pl"]
+    table = collect(suite.model_copy(update={"cells": measured}), results)
+    assert set(table[table.checkpoint == "best"]["mean"]) == {50.0}
+    assert set(table[table.checkpoint == "last"]["mean"]) == {25.0}

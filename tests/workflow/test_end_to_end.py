@@ -50,6 +50,8 @@ def finished(tmp_path_factory):
     shutil.rmtree(folder / "params/tables")
     (folder / "params/tables").mkdir()
     (folder / "params/tables/small.yaml").write_text(yaml.safe_dump(TABLE))
+    scale = yaml.safe_load((folder / "params/scales/demo.yaml").read_text())
+    (folder / "params/scales/demo.yaml").write_text(yaml.safe_dump(scale | {"tables": None}))
     done = snakemake(folder, "--profile", "demo")
     logs = "\n".join(path.read_text() for path in folder.glob("logs/demo/**/*.log"))
     assert done.returncode == 0, done.stdout + done.stderr + logs
@@ -79,7 +81,7 @@ def test_dvclive_ends_where_the_history_ends(finished):
 
 
 def test_an_edited_split_list_stops_the_training(finished):
-    folder = finished / "data/demo/splits/pascal_classic/4"
+    folder = finished / "data/demo/splits/pascal_classic/drawn/4"
     before = (folder / "labeled.txt").read_text()
     validation = (folder / "val.txt").read_text().split()[0]
     try:
@@ -109,7 +111,7 @@ def test_suponly_learns_the_demo_data(finished, tmp_path):
     recipe = spec.recipe.model_copy(
         update={
             "network": spec.recipe.network.model_copy(update=network),
-            "lr": 0.01, "epochs": 40, "validate_every": 40, "warmup_epochs": 0,
+            "lr": 0.01, "epochs": 40, "validate_every": 40,
         }
     )  # fmt: skip
     spec = spec.model_copy(update={"recipe": recipe})

@@ -1,5 +1,6 @@
 """The contrastive loss on unreliable pixels: Eq. 4 and 9 to 16, and lines 6 to 15 of Algorithm 1."""
 
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -19,13 +20,18 @@ def category_order(probs: Tensor) -> Tensor:
     return torch.empty_like(order).scatter_(1, order, ranks)
 
 
+def members(labels: Tensor, n_classes: int) -> Tensor:
+    """bool (B, C, h, w), True where the label of `labels` (B, h, w) is c; nowhere for the ignore label."""
+    return labels[:, None] == torch.arange(n_classes, device=labels.device).view(1, -1, 1, 1)
+
+
 def anchor_pixels(probs: Tensor, labels: Tensor, delta_p: float) -> Tensor:
     """Eq. 9 and 10: bool (B, C, h, w), True where the label is c and p(c) > delta_p.
 
     `probs` (B, C, h, w) are the teacher's, `labels` (B, h, w) the ground truth or the pseudo-labels of Eq. 6. A label
     outside 0 to C - 1 (the ignore label) makes no anchor.
     """
-    return _one_hot(labels, probs.shape[1]) & (probs > delta_p)
+    return members(labels, probs.shape[1]) & (probs > delta_p)
 
 
 def labelled_negatives(probs: Tensor, labels: Tensor, ignore: int, *, r_low: int) -> Tensor:
@@ -34,7 +40,7 @@ def labelled_negatives(probs: Tensor, labels: Tensor, ignore: int, *, r_low: int
     Pixels labelled `ignore` are negatives of no class: their true class may be any.
     """
     confusable = category_order(probs) < r_low
-    return confusable & ~_one_hot(labels, probs.shape[1]) & (labels != ignore)[:, None]
+    return confusable & ~members(labels, probs.shape[1]) & (labels != ignore)[:, None]
 
 
 def unlabelled_negatives(probs: Tensor, selected: Tensor, *, r_low: int, r_high: int) -> Tensor:
@@ -65,7 +71,7 @@ def entropy_condition(entropies: Tensor, gamma_t: Tensor, low: Tensor, negatives
 def positives(teacher: Tensor, anchors: Tensor) -> Tensor:
     """Eq. 12: the mean teacher representation of A_c for each class, (C, D); zeros where A_c is empty.
 
-    `teacher` is (B, D, h, w), `anchors` bool (B, C, h, w).
+    `teacher` is (B, D, h, w), `anchors` bool (B, C, h, w): A_c, or what a reading takes in its place.
     """
     weights = anchors.flatten(2).to(teacher.dtype)
     totals = torch.bmm(weights, teacher.flatten(2).transpose(1, 2)).sum(0)
@@ -124,6 +130,47 @@ def info_nce(anchors: Tensor, positive: Tensor, keys: Tensor, index: Tensor, tau
     return torch.cat([to_positive, to_negatives], dim=-1).logsumexp(-1) - to_positive[..., 0]
 
 
+@dataclass(frozen=True)
+class Samples:
+    """The anchors and negatives of one step: lines 8 and 12 of Algorithm 1."""
+
+    anchors: Tensor  # int64 (C, M): pixels, counted over (B, h, w)
+    keys: Tensor  # int64 (C, M, N): rows of the bank's keys, for each anchor
+    valid: Tensor  # bool (C,): False where there is no anchor or no negative, and the rest of the row means nothing
+
+
+@torch.no_grad()
+def sample(
+    anchors: Tensor,
+    bank: MemoryBank,
+    banks: Tensor | None,
+    n_anchors: int,
+    n_negatives: int,
+    generator: torch.Generator,
+) -> Samples:
+    """M of `anchors` (B, C, h, w) of each class and N vectors of its bank for each, uniform with replacement.
+
+    `banks` int64 (C,) is the class whose bank the class's anchors meet, -1 for none; None: their own.
+    """
+    candidates = anchors.transpose(0, 1).flatten(1)
+    picked = sample_pixels(candidates, n_anchors, generator)
+    keys, filled = bank.sample((n_anchors, n_negatives), generator), bank.count > 0
+    if banks is not None:
+        keys, filled = keys[banks], filled[banks] & (banks >= 0)
+    return Samples(picked, keys, candidates.any(dim=1) & filled)
+
+
+def class_losses(student: Tensor, positive: Tensor, keys: Tensor, samples: Samples, tau: float) -> Tensor:
+    """The inner sum of Eq. 4 over M for each class, (C,): the mean over its anchors, 0 where the samples are not valid.
+
+    `student` (B, D, h, w) holds the anchors, `positive` (C, D) the result of Eq. 12, `keys` those of the bank.
+    """
+    area = student.shape[2] * student.shape[3]
+    vectors = student.flatten(2)[samples.anchors // area, :, samples.anchors % area].float()
+    terms = info_nce(vectors, positive, keys, samples.keys, tau)
+    return torch.where(samples.valid, terms.mean(dim=1), 0.0)
+
+
 def contrastive_loss(
     student: Tensor,
     teacher: Tensor,
@@ -135,6 +182,9 @@ def contrastive_loss(
     n_negatives: int,
     tau: float,
     generator: torch.Generator,
+    centred: Tensor | None = None,
+    banks: Tensor | None = None,
+    n_classes: Tensor | None = None,
 ) -> Tensor:
     """Lines 6 to 15 of Algorithm 1: update the bank, sample, and return L_c of Eq. 4, a scalar.
 
@@ -142,21 +192,14 @@ def contrastive_loss(
     `negatives` (Eq. 16) are bool (B, C, h, w). Anchors are student vectors; positives and negatives are the
     teacher's and carry no gradient. The bank takes this batch's negatives before it is sampled. A class without
     anchors or with an empty bank adds 0, and the mean is over all C * M terms.
+
+    The released reading replaces three things: `centred`, the pixels that z+ is the mean of (None: A_c); `banks`, the
+    bank of each class's anchors (None: its own; see `sample`); and `n_classes`, a scalar to divide by instead of C.
     """
     with torch.autocast(student.device.type, enabled=False):  # cosines of half-precision vectors lose the ranking
-        with torch.no_grad():
-            teacher = teacher.detach().float()
-            bank.push(teacher.permute(0, 2, 3, 1).flatten(0, 2), negatives.transpose(0, 1).flatten(1))
-            candidates = anchors.transpose(0, 1).flatten(1)
-            picked = sample_pixels(candidates, n_anchors, generator)
-            index = bank.sample((n_anchors, n_negatives), generator)
-            valid = candidates.any(dim=1) & (bank.count > 0)
-            positive = positives(teacher, anchors)
-        area = student.shape[2] * student.shape[3]
-        vectors = student.flatten(2)[picked // area, :, picked % area].float()
-        terms = info_nce(vectors, positive, bank.keys, index, tau)
-        return torch.where(valid[:, None], terms, 0.0).mean()
-
-
-def _one_hot(labels: Tensor, n_classes: int) -> Tensor:
-    return labels[:, None] == torch.arange(n_classes, device=labels.device).view(1, -1, 1, 1)
+        teacher = teacher.detach().float()
+        bank.push(teacher.permute(0, 2, 3, 1).flatten(0, 2), negatives.transpose(0, 1).flatten(1))
+        samples = sample(anchors, bank, banks, n_anchors, n_negatives, generator)
+        positive = positives(teacher, anchors if centred is None else centred)
+        losses = class_losses(student, positive, bank.keys, samples, tau)
+        return losses.sum() / (len(losses) if n_classes is None else n_classes.clamp(min=1))

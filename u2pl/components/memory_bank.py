@@ -14,7 +14,7 @@ class MemoryBank(nn.Module):
     loss uses only cosines, and a vector is sampled more often than it is stored. The rings lie one after the other
     instead of as (C, K, D), so that a larger background ring costs nothing for the other classes; the memory is
     sum(capacities) * channels * 4 bytes (0.67 GB for 50 000 + 20 * 30 000 vectors of 256). All state is in buffers: a
-    resumed run starts with the bank it had.
+    resumed run starts with the bank it had, or not `saved`, with empty rings.
 
     Buffers: keys (sum of capacities, D); count, head int64 (C,): vectors held and the next slot of each ring.
     """
@@ -25,14 +25,14 @@ class MemoryBank(nn.Module):
     capacity: Tensor
     start: Tensor
 
-    def __init__(self, capacities: Sequence[int], channels: int) -> None:
+    def __init__(self, capacities: Sequence[int], channels: int, *, saved: bool = True) -> None:
         super().__init__()
         if not capacities or min(capacities) < 1:
             raise ValueError(f"every class needs room for at least one vector: {list(capacities)}")
         capacity = torch.tensor(capacities, dtype=torch.int64)
-        self.register_buffer("keys", torch.zeros(int(capacity.sum()), channels))
-        self.register_buffer("count", torch.zeros_like(capacity))
-        self.register_buffer("head", torch.zeros_like(capacity))
+        self.register_buffer("keys", torch.zeros(int(capacity.sum()), channels), persistent=saved)
+        self.register_buffer("count", torch.zeros_like(capacity), persistent=saved)
+        self.register_buffer("head", torch.zeros_like(capacity), persistent=saved)
         # derived from the settings: not part of a checkpoint
         self.register_buffer("capacity", capacity, persistent=False)
         self.register_buffer("start", capacity.cumsum(0) - capacity, persistent=False)

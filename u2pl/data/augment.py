@@ -68,8 +68,8 @@ def centre_crop(
 ) -> tuple[Tensor, Tensor]:
     """Cut crop x crop pixels around the centre of an image (3, H, W) uint8 and its mask (H, W).
 
-    A smaller image is centred and padded: with the mean colour, and the mask with the ignore label, so that padding is
-    not scored (the released code pads masks with class 0).
+    A smaller image is centred and padded: with the mean colour, and the mask with `ignore`. Padding is then not scored;
+    the released code passes class 0 instead.
     """
     height, width = image.shape[-2:]
     top, left = (height - crop) // 2 if height > crop else 0, (width - crop) // 2 if width > crop else 0

@@ -14,7 +14,7 @@ from torchvision import tv_tensors
 from u2pl.data.augment import weak_augmentation
 from u2pl.data.images import check_labels, check_size, decode_image, decode_mask, read_bytes
 from u2pl.errors import UserError
-from u2pl.experiments.schema import Dataset, Recipe
+from u2pl.experiments.schema import Dataset, MethodSettings, Recipe
 from u2pl.files import read_json
 
 Sample = tuple[tv_tensors.Image, tv_tensors.Mask]
@@ -68,8 +68,9 @@ class TrainBatches:
     """The batches of a run.
 
     An epoch is one pass over the unlabelled list, with the labelled list repeated to its length; over the labelled list
-    if `supervised_only` or if nothing is unlabelled. An incomplete last batch is dropped; a list shorter than one batch
-    is repeated to give one. Orders and augmentations come from (recipe seed, epoch, stream, position) alone: batches do
+    if nothing is unlabelled, or if `supervised_only` and the settings count SupOnly's epochs so. An incomplete last
+    batch is dropped; a list shorter than one batch is repeated to give one. Orders and augmentations come from (recipe
+    seed, epoch, stream, position) alone: batches do
     not depend on the number of workers, and an epoch can be entered without those before it.
     """
 
@@ -80,13 +81,15 @@ class TrainBatches:
         unlabelled_ids: Sequence[str],
         dataset: Dataset,
         recipe: Recipe,
+        settings: MethodSettings,
         seed: int,
         *,
         supervised_only: bool,
     ) -> None:
         if not labelled_ids:
             raise UserError("labelled list", "no image", "one or more")
-        transform = weak_augmentation(recipe.crop, pad_label=dataset.ignore_label, mean=dataset.mean)
+        pad_label = dataset.ignore_label if settings.crop_pad_label_train == "ignore" else 0
+        transform = weak_augmentation(recipe.crop, pad_label=pad_label, mean=dataset.mean)
 
         def folder(ids: Sequence[str]) -> SegmentationFolder:
             return SegmentationFolder(
@@ -95,7 +98,11 @@ class TrainBatches:
 
         # With every image labelled there is still something to be consistent on: the labelled images themselves.
         unlabelled = None if supervised_only else folder(unlabelled_ids or labelled_ids)
-        self._steps = _Steps(folder(labelled_ids), unlabelled, recipe.batch, seed)
+        whole = not supervised_only or settings.suponly_epoch_unit == "iterations"
+        length = len(unlabelled_ids) if whole and unlabelled_ids else len(labelled_ids)
+        # Half of an odd batch is rounded down, but never to nothing.
+        batch = recipe.batch if settings.batch_size == "per_stream" else max(1, recipe.batch // 2)
+        self._steps = _Steps(folder(labelled_ids), unlabelled, max(1, length // batch), batch, seed)
         self._order = _Order()
         self._loader = DataLoader(
             self._steps,
@@ -138,12 +145,13 @@ class _Steps(TorchDataset[dict[str, Any]]):
     """Key (epoch, step) -> a whole batch, so that one worker makes one step."""
 
     def __init__(
-        self, labelled: SegmentationFolder, unlabelled: SegmentationFolder | None, batch: int, seed: int
+        self, labelled: SegmentationFolder, unlabelled: SegmentationFolder | None, steps: int, batch: int, seed: int
     ) -> None:
-        self.labelled, self.unlabelled, self.batch, self.seed = labelled, unlabelled, batch, seed
+        self.labelled, self.unlabelled, self.seed = labelled, unlabelled, seed
+        self.steps, self.batch = steps, batch
 
     def __len__(self) -> int:
-        return max(1, len(self.unlabelled or self.labelled) // self.batch)
+        return self.steps
 
     def __getitem__(self, key: tuple[int, int]) -> dict[str, Any]:
         epoch, step = key

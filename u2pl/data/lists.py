@@ -1,5 +1,6 @@
 """Id lists: text files with one image id a line, sorted by bytes."""
 
+import hashlib
 import re
 from collections.abc import Iterable
 from pathlib import Path
@@ -44,3 +45,8 @@ def write_ids(path: Path, ids: Iterable[str]) -> None:
 def sort_ids(ids: Iterable[str]) -> list[str]:
     """Sort by bytes: the order in which `LC_ALL=C sort` would put the lines."""
     return sorted(ids, key=str.encode)
+
+
+def hash_ids(ids: Iterable[str]) -> str:
+    """SHA-256 of the ids in byte order with a newline between, not after: equal for equal sets, however written."""
+    return hashlib.sha256("\n".join(sort_ids(ids)).encode()).hexdigest()

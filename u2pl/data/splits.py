@@ -1,4 +1,4 @@
-"""Labelled and unlabelled image lists of a protocol.
+"""Labelled and unlabelled image lists of a protocol: drawn here, or published by others (u2pl.data.published).
 
 The draw is `random.Random` (Mersenne Twister, seeded by a string through SHA-512) over the byte-sorted candidates:
 
@@ -7,14 +7,16 @@ The draw is `random.Random` (Mersenne Twister, seeded by a string through SHA-51
 """
 
 import random
+from collections.abc import Collection, Mapping
 from pathlib import Path
+from typing import Any
 
-from u2pl.data.lists import read_ids, sort_ids, write_ids
+from u2pl.data.lists import hash_ids, read_ids, sort_ids, write_ids
 from u2pl.errors import UserError
 from u2pl.experiments.schema import Protocol
 from u2pl.files import read_json, sha256, write_json
 
-_LISTS = ("labeled", "unlabeled", "val")
+LISTS = ("labeled", "unlabeled", "val")
 
 
 def draw(protocol: Protocol, labelled: int, prepared: Path, target: Path, seed: int) -> None:
@@ -23,7 +25,6 @@ def draw(protocol: Protocol, labelled: int, prepared: Path, target: Path, seed: 
     `labelled` images of the candidate list are drawn; the rest of the universe is unlabelled.
     Raises UserError if there are fewer candidates or the prepared data are incomplete.
     """
-    content = read_json(prepared / "manifest.json")["content_sha256"]
     candidate_file = prepared / "lists" / f"{protocol.candidates}.txt"
     candidates, universe = sort_ids(read_ids(candidate_file)), read_ids(prepared / "lists" / f"{protocol.universe}.txt")
     if labelled > len(candidates):
@@ -33,58 +34,81 @@ def draw(protocol: Protocol, labelled: int, prepared: Path, target: Path, seed: 
         chosen = candidates[:labelled]
     else:
         chosen = random.Random(f"{seed}:{labelled}").sample(candidates, labelled)
+    lists = {"labeled": chosen, "unlabeled": set(universe) - set(chosen)}
+    write(protocol, lists, prepared, target, {"source": "drawn", "nested": protocol.nested, "seed": seed})
+    check(target, prepared)
+
+
+def write(
+    protocol: Protocol, lists: Mapping[str, Collection[str]], prepared: Path, target: Path, origin: dict[str, Any]
+) -> None:
+    """Write the lists `labeled` and `unlabeled`, the prepared validation list and a manifest that holds `origin`.
+
+    The manifest goes first and comes last, so that a folder with one is complete.
+    """
+    content = read_json(prepared / "manifest.json")["content_sha256"]
+    complete = {**lists, "val": read_ids(prepared / "lists" / "val.txt")}
     manifest = target / "manifest.json"
     manifest.unlink(missing_ok=True)
-    lists = {
-        "labeled": sort_ids(chosen),
-        "unlabeled": sort_ids(set(universe) - set(chosen)),
-        "val": sort_ids(read_ids(prepared / "lists" / "val.txt")),
-    }
-    for name, ids in lists.items():
+    for name, ids in complete.items():
         write_ids(target / f"{name}.txt", ids)
     write_json(
         manifest,
         {
-            "counts": {name: len(ids) for name, ids in lists.items()},
-            "sha256": {name: sha256(target / f"{name}.txt") for name in lists},
+            "counts": {name: len(ids) for name, ids in complete.items()},
+            "sha256": {name: sha256(target / f"{name}.txt") for name in complete},
             "prepared_content_sha256": content,
             "dataset": protocol.dataset,
             "candidates": protocol.candidates,
             "universe": protocol.universe,
-            "nested": protocol.nested,
-            "labelled": labelled,
-            "seed": seed,
+            "labelled": len(lists["labeled"]),
+            **origin,
         },
     )
-    check(target, prepared)
+
+
+def check_lists(
+    lists: Mapping[str, Collection[str]], where: Mapping[str, Path], prepared: Path, candidates: str, universe: str
+) -> None:
+    """Raise UserError, naming the file `where` a list comes from, unless the lists fit the prepared data.
+
+    Refused: ids of `labeled` outside the prepared list `candidates`, of either list outside `universe` or in the
+    validation list, ids in both lists, and a universe that the two do not exhaust.
+    """
+    val = set(read_ids(prepared / "lists" / "val.txt"))
+    labeled, unlabeled = set(lists["labeled"]), set(lists["unlabeled"])
+    for name, ids, known in (("labeled", labeled, candidates), ("unlabeled", unlabeled, universe)):
+        if leaked := ids & val:
+            raise UserError(where[name], f"validation image {min(leaked)}", "training images")
+        file = prepared / "lists" / f"{known}.txt"
+        if unknown := ids - set(read_ids(file)):
+            raise UserError(where[name], f"unknown image {min(unknown)}", f"images of {file}")
+    if both := labeled & unlabeled:
+        raise UserError(where["unlabeled"], f"{min(both)}, which is labelled", "disjoint lists")
+    if missing := set(read_ids(prepared / "lists" / f"{universe}.txt")) - labeled - unlabeled:
+        raise UserError(where["unlabeled"], f"no {min(missing)}", "every training image in one of the lists")
 
 
 def check(folder: Path, prepared: Path) -> None:
     """Raise UserError unless the split in `folder` fits the prepared data.
 
     Refused: ids that are unknown, doubled, in the validation list, labelled and unlabelled at once; a universe or a
-    validation list that is not complete; lists that differ from the manifest; data that changed since the draw.
+    validation list that is not complete; lists that differ from the manifest or from the published ones it names; data
+    that changed since the split was made.
     """
     manifest = read_json(folder / "manifest.json")
-    lists = {name: set(read_ids(folder / f"{name}.txt")) for name in _LISTS}
-    val = set(read_ids(prepared / "lists" / "val.txt"))
-    candidates = set(read_ids(prepared / "lists" / f"{manifest['candidates']}.txt"))
-    universe = set(read_ids(prepared / "lists" / f"{manifest['universe']}.txt"))
-    for name, allowed in (("labeled", candidates), ("unlabeled", universe)):
-        where = folder / f"{name}.txt"
-        if leaked := lists[name] & val:
-            raise UserError(where, f"validation image {min(leaked)}", "training images")
-        if unknown := lists[name] - allowed:
-            raise UserError(where, f"unknown image {min(unknown)}", f"images of {prepared / 'lists'}")
-    if both := lists["labeled"] & lists["unlabeled"]:
-        raise UserError(folder / "unlabeled.txt", f"{min(both)}, which is labelled", "disjoint lists")
-    if missing := universe - lists["labeled"] - lists["unlabeled"]:
-        raise UserError(folder / "unlabeled.txt", f"no {min(missing)}", "every training image in one of the lists")
-    if different := lists["val"] ^ val:
-        raise UserError(folder / "val.txt", f"a difference at {min(different)}", prepared / "lists" / "val.txt")
-    for name in _LISTS:
-        if (found := sha256(folder / f"{name}.txt")) != manifest["sha256"][name]:
-            raise UserError(folder / f"{name}.txt", f"sha256 {found}", f"{manifest['sha256'][name]} of its manifest")
+    where = {name: folder / f"{name}.txt" for name in LISTS}
+    lists = {name: read_ids(path) for name, path in where.items()}
+    check_lists(lists, where, prepared, manifest["candidates"], manifest["universe"])
+    val = prepared / "lists" / "val.txt"
+    if different := set(lists["val"]) ^ set(read_ids(val)):
+        raise UserError(where["val"], f"a difference at {min(different)}", val)
+    for name in LISTS:
+        if (found := sha256(where[name])) != manifest["sha256"][name]:
+            raise UserError(where[name], f"sha256 {found}", f"{manifest['sha256'][name]} of its manifest")
+    for name, facts in manifest.get("files", {}).items():
+        if facts and (found := hash_ids(lists[name])) != facts["sha256_ids"]:
+            raise UserError(where[name], f"sha256 {found} of its ids", f"{facts['sha256_ids']} as published")
     content = read_json(prepared / "manifest.json")["content_sha256"]
     if content != manifest["prepared_content_sha256"]:
         raise UserError(

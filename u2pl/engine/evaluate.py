@@ -18,7 +18,7 @@ from u2pl.engine.checkpoints import load, load_network_weights
 from u2pl.engine.seeding import choose_device, deterministic
 from u2pl.errors import UserError
 from u2pl.files import write_json
-from u2pl.models import build_network
+from u2pl.models import DeepLab, build_network
 from u2pl.models.deeplab import upsample
 
 if TYPE_CHECKING:
@@ -89,17 +89,17 @@ def sliding_logits(network: nn.Module, image: Tensor, crop: int, stride: int, ba
     return (total / count)[..., :height, :width]
 
 
-def _collate(samples: list[Sample], crop: int | None, ignore: int) -> Sample:
+def _collate(samples: list[Sample], crop: int | None, pad: int, mean: tuple[float, ...]) -> Sample:
     if crop is not None:
-        samples = [centre_crop(image, mask, crop, ignore) for image, mask in samples]
+        samples = [centre_crop(image, mask, crop, pad, mean) for image, mask in samples]
     return torch.stack([image for image, _ in samples]), torch.stack([mask for _, mask in samples])
 
 
-def _batches(prepared: Path, ids: list[str], dataset: "Dataset", workers: int) -> Iterator[Sample]:
+def _batches(prepared: Path, ids: list[str], dataset: "Dataset", workers: int, pad: int) -> Iterator[Sample]:
     """Images uint8 (B, 3, H, W) and masks (B, H, W); images of full size come one by one."""
     cropped = dataset.evaluation.mode == "centre_crop"
     folder = SegmentationFolder(prepared, ids, n_classes=len(dataset.classes), ignore_label=dataset.ignore_label)
-    collate = partial(_collate, crop=dataset.evaluation.crop if cropped else None, ignore=dataset.ignore_label)
+    collate = partial(_collate, crop=dataset.evaluation.crop if cropped else None, pad=pad, mean=dataset.mean)
     size = dataset.evaluation.batch if cropped else 1
     # A generator of its own: the loader draws a seed, which must not move the one dropout draws from.
     yield from DataLoader(folder, batch_size=size, num_workers=workers, collate_fn=collate, generator=torch.Generator())
@@ -107,12 +107,18 @@ def _batches(prepared: Path, ids: list[str], dataset: "Dataset", workers: int) -
 
 @torch.inference_mode()
 def evaluate(
-    network: nn.Module, prepared: Path, ids: list[str], dataset: "Dataset", device: torch.device, workers: int = 0
+    network: nn.Module,
+    prepared: Path,
+    ids: list[str],
+    dataset: "Dataset",
+    device: torch.device,
+    workers: int = 0,
+    pad: int = 255,
 ) -> Tensor:
     """Confusion matrix, int64 on the CPU, of the network over the images `ids` in the data set's evaluation mode.
 
     network: on `device`, maps images (B, 3, H, W) to {"logits": (B, C, h, w)}; evaluated in eval mode and left in the
-    mode it was in.
+    mode it was in. pad: the label of what a centre crop adds to a smaller image.
     """
     settings, n_classes = dataset.evaluation, len(dataset.classes)
     stride = math.ceil(settings.stride * settings.crop)
@@ -120,7 +126,7 @@ def evaluate(
     training = network.training
     network.eval()
     try:
-        for images, masks in _batches(prepared, ids, dataset, workers):
+        for images, masks in _batches(prepared, ids, dataset, workers, pad):
             inputs = normalise(images.to(device), dataset.mean, dataset.std)
             if settings.mode == "centre_crop":
                 logits = upsample(network(inputs)["logits"], (inputs.shape[-2], inputs.shape[-1]))
@@ -141,6 +147,18 @@ def validation_ids(split: Path) -> list[str]:
     return ids
 
 
+def network_of(spec: "RunSpec") -> DeepLab:
+    """The network of a run, randomly initialised."""
+    settings, n_classes = spec.settings, len(spec.dataset.classes)
+    auxiliary = settings.cityscapes_loss == "ohem_auxiliary"
+    return build_network(spec.recipe.network, n_classes, stem=settings.backbone_stem, auxiliary=auxiliary)
+
+
+def pad_label(spec: "RunSpec") -> int:
+    """The label of padded pixels in a centre crop: the released code scores them as class 0."""
+    return spec.dataset.ignore_label if spec.settings.crop_pad_label_evaluation == "ignore" else 0
+
+
 def evaluate_run(spec: "RunSpec", prepared: Path, split: Path, run_dir: Path, device: str = "auto") -> None:
     """Evaluate weights.pt of a run on the split's val.txt and write evaluation.json beside it.
 
@@ -153,10 +171,10 @@ def evaluate_run(spec: "RunSpec", prepared: Path, split: Path, run_dir: Path, de
     weights = load(path)
     results: dict[str, Any] = {}
     with deterministic(spec.recipe.threads):
-        network = build_network(spec.recipe.network, len(spec.dataset.classes)).to(target)
+        network = network_of(spec).to(target)
         for selection in ("last", "best"):
             load_network_weights(network, weights, selection, path)
-            confusion = evaluate(network, prepared, ids, spec.dataset, target, spec.recipe.workers)
+            confusion = evaluate(network, prepared, ids, spec.dataset, target, spec.recipe.workers, pad_label(spec))
             classes = [None if math.isnan(value) else value for value in iou(confusion).tolist()]
             results[selection] = {"confusion": confusion.tolist(), "iou": classes, "miou": mean_iou(confusion)}
     write_json(run_dir / "evaluation.json", results)

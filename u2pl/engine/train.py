@@ -17,13 +17,13 @@ from u2pl.data.augment import normalise
 from u2pl.data.batches import TrainBatches
 from u2pl.data.lists import read_ids
 from u2pl.engine import checkpoints
-from u2pl.engine.evaluate import evaluate, mean_iou, validation_ids
+from u2pl.engine.evaluate import evaluate, mean_iou, network_of, pad_label, validation_ids
 from u2pl.engine.provenance import device_name, git_state, library_versions, peak_memory_mb
 from u2pl.engine.seeding import choose_device, deterministic, random_state, restore_random_state, seed_everything
 from u2pl.errors import UserError
 from u2pl.files import atomic_path, write_json
 from u2pl.methods import Progress, build_method
-from u2pl.models import DeepLab, build_network, load_encoder_weights
+from u2pl.models import DeepLab, load_encoder_weights
 
 if TYPE_CHECKING:
     from u2pl.experiments.schema import Recipe, RunSpec
@@ -46,7 +46,8 @@ def train(
 
     prepared, split: folders with a manifest.json; weights: of the encoder, None for random ones; state: folder that
     keeps what an interrupted run continues from, emptied at the end; device: "auto" follows the recipe.
-    A continued run ends with the same weights, bit for bit, as one that was never interrupted.
+    A continued run ends with the same weights, bit for bit, as one that was never interrupted, unless the settings keep
+    the memory bank out of the state, as the released code does.
 
     Raises UserError if an input is missing or does not fit, or the loss is not finite; `out` is then left alone and
     `state` keeps the last good epoch.
@@ -70,14 +71,14 @@ def train(
         state.rmdir()
 
 
-def optimiser_for(student: DeepLab, recipe: "Recipe") -> torch.optim.SGD:
-    """SGD with the encoder's parameters at the recipe's rate and all others at a multiple of it."""
+def optimiser_for(student: DeepLab, recipe: "Recipe", multiplier: float) -> torch.optim.SGD:
+    """SGD with the encoder's parameters at the recipe's rate and all others at `multiplier` times it."""
     groups = [
         {"params": list(student.encoder_parameters()), "lr": recipe.lr, "initial_lr": recipe.lr},
         {
             "params": list(student.head_parameters()),
-            "lr": recipe.lr * recipe.head_lr_multiplier,
-            "initial_lr": recipe.lr * recipe.head_lr_multiplier,
+            "lr": recipe.lr * multiplier,
+            "initial_lr": recipe.lr * multiplier,
         },
     ]
     return torch.optim.SGD(groups, lr=recipe.lr, momentum=recipe.momentum, weight_decay=recipe.weight_decay)
@@ -98,18 +99,18 @@ class Trainer:
         n_classes = len(dataset.classes)
         self.spec, self.prepared, self.device = spec, prepared, device
         self.generator = seed_everything(spec.seed, device)
-        student = build_network(recipe.network, n_classes)
+        student = network_of(spec)
         if weights is not None:
             load_encoder_weights(student, weights)
         self.student = student.to(device)
         self.method = build_method(spec.method, spec.settings, student, n_classes, dataset.ignore_label).to(device)
         self.teacher: torch.nn.Module | None = self.method.teacher
-        self.optimiser = optimiser_for(student, recipe)
+        self.optimiser = optimiser_for(student, recipe, spec.settings.decoder_lr_multiplier)
         labelled, unlabelled = read_ids(split / "labeled.txt"), read_ids(split / "unlabeled.txt")
         # A method without a teacher cannot learn from unlabelled images; its epoch is one pass over the labelled ones.
         supervised_only = self.teacher is None
         self.batches = TrainBatches(
-            prepared, labelled, unlabelled, dataset, recipe, spec.seed, supervised_only=supervised_only
+            prepared, labelled, unlabelled, dataset, recipe, spec.settings, spec.seed, supervised_only=supervised_only
         )
         self.val_ids = validation_ids(split)
         self.steps = recipe.epochs * len(self.batches)
@@ -156,7 +157,7 @@ class Trainer:
             epochs=recipe.epochs,
             step=step,
             steps=self.steps,
-            warmup_epochs=recipe.warmup_epochs,
+            warmup_epochs=self.spec.settings.warmup_epochs,
             generator=self.generator,
         )
         parts: dict[str, Tensor] = self.method(self._to_device(batch), progress)
@@ -202,7 +203,8 @@ class Trainer:
         """Evaluate the teacher (the student where there is none), note it in the history and keep the best weights."""
         network = self.student if self.teacher is None else self.teacher
         workers = self.spec.recipe.workers
-        miou = mean_iou(evaluate(network, self.prepared, self.val_ids, self.spec.dataset, self.device, workers))
+        pad = pad_label(self.spec)
+        miou = mean_iou(evaluate(network, self.prepared, self.val_ids, self.spec.dataset, self.device, workers, pad))
         self.history[-1]["val_miou"] = miou
         if self.best is None or miou > self.best["miou"]:
             self.best = {"miou": miou, "epoch": self.epoch, **self.weights()}

@@ -6,13 +6,17 @@ from typing import Any
 from u2pl.errors import UserError
 from u2pl.experiments.params import merge, nearest, read_yaml, validate
 from u2pl.experiments.schema import (
+    DEFAULT_FIDELITY,
     Archive,
     Cell,
     Column,
     Dataset,
     Method,
     MethodSettings,
+    Preset,
     Protocol,
+    PublishedList,
+    PublishedSource,
     Recipe,
     Row,
     RunSpec,
@@ -54,20 +58,50 @@ def load_suite(scale: str, root: Path = Path()) -> Suite:
     protocols: dict[str, Protocol] = typed(Protocol, "protocols", params.protocols)
     recipes: dict[str, Recipe] = typed(Recipe, "recipes", params.recipes)
     methods: dict[str, Method] = typed(Method, "methods", params.methods)
+    presets: dict[str, Preset] = typed(Preset, "fidelity", params.fidelity)
+    # Here, so that a mistake is blamed on its file and not on the table row that uses it.
+    for name, method in methods.items():
+        validate(MethodSettings, method.settings, folder / "methods.yaml", (name, "settings"))
+    for name, preset in presets.items():
+        for part in ("all", "pascal", "cityscapes"):
+            validate(MethodSettings, getattr(preset, part), folder / "fidelity.yaml", (name, part))
     for name, protocol in protocols.items():
         for known in (datasets, recipes):
             if protocol.dataset not in known:
                 where = f"{folder / 'protocols.yaml'}: {name}.dataset"
                 raise UserError(where, repr(protocol.dataset), nearest(protocol.dataset, list(known)))
 
-    return Suite(
+    suite = Suite(
         scale=scale,
         params=params,
         datasets=datasets,
         protocols=protocols,
         weights=typed(Archive, "weights", {}),
-        **_grid(folder, params, scale, datasets, protocols, recipes, methods),
+        published=typed(PublishedSource, "splits", params.splits),
+        **_grid(folder, params, scale, datasets, protocols, recipes, methods, presets),
     )
+    for source, published in suite.published.items():
+        for name in set(published.lists) - set(protocols):
+            where = f"{folder / 'splits.yaml'}: {source}.lists.{name}"
+            raise UserError(where, "no such protocol", nearest(name, list(protocols)))
+    for run in suite.runs.values():
+        published_list(suite, run.settings.split_source, run.protocol, run.labelled)
+    return suite
+
+
+def published_list(suite: Suite, source: str, protocol: str, labelled: int) -> PublishedList | None:
+    """The published lists with so many labelled images; None if the source is "drawn". UserError if there are none."""
+    if source == "drawn":
+        return None
+    where, known = "params/splits.yaml", suite.published
+    if source not in known:
+        raise UserError(where, f"no source {source!r}", nearest(source, ["drawn", *known]))
+    lists = known[source].lists.get(protocol, {})
+    for fraction, count in suite.protocols[protocol].fractions.items():
+        if count == labelled and fraction in lists:
+            return lists[fraction]
+    found = f"no list of {labelled} labelled images"
+    raise UserError(f"{where}: {source}.lists.{protocol}", found, "one of " + ", ".join(lists or ["no fraction"]))
 
 
 def _grid(
@@ -78,28 +112,32 @@ def _grid(
     protocols: dict[str, Protocol],
     recipes: dict[str, Recipe],
     methods: dict[str, Method],
+    presets: dict[str, Preset],
 ) -> dict[str, Any]:
     """Tables, their cells in reading order, and the distinct runs behind them."""
-    settings = {
-        name: validate(MethodSettings, method.settings, folder / "methods.yaml", (name, "settings"))
-        for name, method in methods.items()
-    }
     tables: dict[str, Table] = {}
     runs: dict[str, RunSpec] = {}
     cells: list[Cell] = []
-    for path in sorted((folder / "tables").glob("*.yaml")):
+    known = {path.stem: path for path in sorted((folder / "tables").glob("*.yaml"))}
+    for name in params.tables or known:
+        if name not in known:
+            raise UserError(f"{folder / 'scales' / scale}.yaml: tables", repr(name), nearest(name, list(known)))
+        path = known[name]
         table = tables[path.stem] = validate(Table, read_yaml(path), path)
         for number, row in enumerate(table.rows):
-            chosen, overrides = _settings(row, f"{path}: rows.{number}", settings)
             for column, paper in zip(table.columns, row.paper, strict=True):
                 labelled = _labelled(column, path, protocols)
                 dataset = protocols[column.protocol].dataset
+                where = f"{path}: rows.{number}"
+                reading, chosen, overrides = _settings(row, where, datasets[dataset].kind, methods, presets)
+                trained = chosen.model_copy(update={"checkpoint_selection": "best"})
+                reported = chosen.checkpoint_selection
                 common: dict[str, Any] = {
                     "protocol": column.protocol,
                     "fraction": column.fraction,
                     "labelled": labelled,
                     "method": row.method or "",
-                    "overrides": overrides,
+                    "fidelity": reading,
                 }
                 specs = [
                     RunSpec(
@@ -109,7 +147,9 @@ def _grid(
                         dataset_name=dataset,
                         dataset=datasets[dataset],
                         recipe=recipes[dataset],
-                        settings=chosen,
+                        settings=trained,
+                        # The checkpoint that is reported is no part of the training.
+                        overrides={k: v for k, v in overrides.items() if k != "checkpoint_selection"},
                     )
                     for seed in params.seeds
                     if row.method is not None
@@ -122,6 +162,8 @@ def _grid(
                         row=row.title,
                         column=f"{column.fraction} ({labelled})",
                         source=row.source,
+                        overrides=overrides,
+                        checkpoint=reported,
                         paper=paper,
                         runs=[spec.id for spec in specs],
                     )
@@ -129,17 +171,37 @@ def _grid(
     return {"tables": tables, "runs": runs, "cells": cells}
 
 
-def _settings(row: Row, where: str, settings: dict[str, MethodSettings]) -> tuple[MethodSettings, dict[str, Any]]:
-    """The row's settings, and those of them that differ from its method's."""
+def _settings(
+    row: Row, where: str, kind: str, methods: dict[str, Method], presets: dict[str, Preset]
+) -> tuple[str, MethodSettings, dict[str, Any]]:
+    """The row's settings, and the shortest way to write them: a preset and what differs from it.
+
+    Settings that the method does not use keep the defaults.
+    """
     if row.method is None:
-        return MethodSettings(), {}
-    if row.method not in settings:
-        raise UserError(f"{where}.method", repr(row.method), nearest(row.method, list(settings)))
-    default = settings[row.method].model_dump()
-    path, _, key = where.partition(": ")
-    chosen = validate(MethodSettings, default | row.overrides, Path(path), (key, "overrides"))
+        return row.fidelity, MethodSettings(), {}
+    for key, value, known in (("method", row.method, list(methods)), ("fidelity", row.fidelity, list(presets))):
+        if value not in known:
+            raise UserError(f"{where}.{key}", repr(value), nearest(value, known))
+    path, _, place = where.partition(": ")
+    method = methods[row.method]
+    default = MethodSettings().model_dump()
+
+    def resolve(reading: str, overrides: dict[str, Any], key: tuple[str, ...]) -> MethodSettings:
+        preset = presets[reading]
+        value = {**preset.all, **getattr(preset, kind), **method.settings, **overrides}
+        full = validate(MethodSettings, value, Path(path), key).model_dump()
+        used = {k: v if MethodSettings.group(k) in method.groups else default[k] for k, v in full.items()}
+        return MethodSettings(**used)
+
     # Typed first, compared after: 0.20 and the default 0.2 are one setting.
-    return chosen, {name: value for name, value in chosen.model_dump().items() if value != default[name]}
+    chosen = resolve(row.fidelity, row.overrides, (place, "overrides"))
+    ways = {}
+    for reading in presets:
+        base = resolve(reading, {}, (place,)).model_dump()
+        ways[reading] = {key: value for key, value in chosen.model_dump().items() if value != base[key]}
+    reading = min(presets, key=lambda name: (len(ways[name]), name != DEFAULT_FIDELITY))
+    return reading, chosen, ways[reading]
 
 
 def _labelled(column: Column, path: Path, protocols: dict[str, Protocol]) -> int:

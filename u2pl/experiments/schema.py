@@ -7,6 +7,8 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 Fraction = Annotated[str, Field(pattern=r"^(full|1/\d+)$")]
 Positive = Annotated[int, Field(gt=0)]
 Probability = Annotated[float, Field(ge=0, le=1)]
+Sha256 = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
+ListPath = Annotated[str, Field(pattern=r"^\w[\w-]*(/\w[\w-]*)*\.txt$")]  # never leaves data/<scale>/lists
 
 
 class Strict(BaseModel):
@@ -66,28 +68,58 @@ class Protocol(Strict):
     seed: int = 0
 
 
+class PublishedList(Strict):
+    """The files of one labelled fraction, by their paths in the repository."""
+
+    labelled: ListPath
+    unlabelled: ListPath | None  # null: the rest of the universe
+
+
+class ListHashes(Strict):
+    file: Sha256
+    ids: Sha256  # of the ids in byte order, a newline between
+
+
+class PublishedSource(Strict):
+    """A pinned commit of a repository with split lists."""
+
+    repository: str
+    commit: Annotated[str, Field(pattern=r"^[0-9a-f]{40}$")]
+    url: str  # prefix of the paths; empty: the user puts the files into data/<scale>/lists/<source>
+    lists: dict[str, dict[Fraction, PublishedList]]  # by protocol
+    sha256: dict[ListPath, ListHashes] | None  # by path; null: not checked
+
+    def paths(self, protocol: str) -> list[str]:
+        """The files of a protocol's fractions."""
+        files = self.lists.get(protocol, {}).values()
+        return [path for item in files for path in (item.labelled, item.unlabelled) if path is not None]
+
+    @model_validator(mode="after")
+    def a_hash_for_every_file(self) -> "PublishedSource":
+        paths = {path for protocol in self.lists for path in self.paths(protocol)}
+        if self.sha256 is not None and (missing := paths - set(self.sha256)):
+            raise ValueError(f"sha256 of {min(missing)}")
+        return self
+
+
 class Network(Strict):
     encoder: Literal["resnet18", "resnet50", "resnet101"]
-    stem: Literal["7x7", "deep"] = "7x7"
     output_stride: Literal[8, 16] = 8
     multi_grid: tuple[Positive, Positive, Positive] = (2, 2, 4)
     width: Positive = 64  # channels of the first stage; 64 is the published network
     channels: Positive = 256  # of ASPP branches, decoder and heads
     representation: Positive = 256
     dropout: Probability = 0.1
-    auxiliary: bool = False
-    weights: str | None = None  # encoder weights file; null: random initialisation
+    weights: dict[Literal["7x7", "deep"], str | None] = {}  # encoder weights file by stem; none: random initialisation
 
 
 class Recipe(Strict):
     network: Network
     lr: Annotated[float, Field(gt=0)]
-    head_lr_multiplier: Annotated[float, Field(gt=0)] = 10.0
     momentum: Probability = 0.9
     weight_decay: Annotated[float, Field(ge=0)]
     poly_power: Annotated[float, Field(gt=0)] = 0.9
     epochs: Positive
-    warmup_epochs: Annotated[int, Field(ge=0)]  # supervised loss only, before the teacher starts
     batch: Positive  # labelled images a step, and as many unlabelled ones
     crop: Positive
     validate_every: Positive = 1  # epochs
@@ -98,29 +130,94 @@ class Recipe(Strict):
     runtime: Positive = 60  # minutes
 
 
-class MethodSettings(Strict):
-    """The symbols of section 3; values the paper leaves open are the released code's."""
+DEFAULT_FIDELITY = "paper"
+Reading = Literal["paper", "released"]
+Group = Literal["training", "supervised", "teacher", "mixing", "contrast"]
 
-    eta: Annotated[float, Field(ge=0)] = 1.0  # Eq. 8
-    ema_decay: Probability = 0.99
-    cutmix_probability: Probability = 0.5
-    alpha_0: Probability = 0.2  # Eq. 7
-    dpa: bool = True  # Eq. 7; off: alpha_t = alpha_0
-    contrastive_weight: Annotated[float, Field(ge=0)] = 1.0  # lambda_c, Eq. 1
-    tau: Annotated[float, Field(gt=0)] = 0.5
-    anchors_per_class: Positive = 50  # M
-    negatives_per_anchor: Positive = 256  # N
-    delta_p: Probability = 0.3  # Eq. 9, 10
-    r_low: Annotated[int, Field(ge=0)] = 3  # Eq. 14, 15
-    r_high: Positive = 20
-    negatives: Literal["unreliable", "reliable", "all"] = "unreliable"  # Table 4
-    bank: bool = True  # Q_c; off: negatives of the current batch only
-    bank_size: Positive = 30000  # vectors per class
-    bank_size_background: Positive = 50000  # class 0
+
+def factor(default: Any, group: Group) -> Any:
+    """A setting of the methods that use its group; for the others it keeps its default, so that runs stay equal."""
+    return Field(default, json_schema_extra={"group": group})
+
+
+class MethodSettings(Strict):
+    """The symbols of section 3, and every factor in which the paper and the released code differ.
+
+    docs/fidelity.md has a row for each. The defaults are the paper's; where it is silent, the released code's.
+    `params/fidelity.yaml` holds what the two presets change per data set.
+    """
+
+    # --- data and optimisation: every method
+    split_source: Literal["drawn", "u2pl", "cps"] = factor("drawn", "training")
+    backbone_stem: Literal["7x7", "deep"] = factor("7x7", "training")
+    cityscapes_loss: Literal["cross_entropy", "ohem_auxiliary"] = factor("cross_entropy", "training")
+    decoder_lr_multiplier: Annotated[float, Field(gt=0)] = factor(10.0, "training")
+    crop_pad_label_train: Literal["ignore", "zero"] = factor("zero", "training")
+    crop_pad_label_evaluation: Literal["ignore", "zero"] = factor("zero", "training")
+    checkpoint_selection: Literal["best", "last"] = factor("best", "training")
+    # per_stream: `batch` labelled and as many unlabelled images; total: half of each
+    batch_size: Literal["per_stream", "total"] = factor("per_stream", "training")
+    # an epoch of SupOnly: one pass over the labelled list, or as many steps as the semi-supervised methods take
+    suponly_epoch_unit: Literal["labelled", "iterations"] = factor("labelled", "supervised")
+    # --- teacher: every semi-supervised method
+    eta: Annotated[float, Field(ge=0)] = factor(1.0, "teacher")  # Eq. 8
+    warmup_epochs: Annotated[int, Field(ge=0)] = factor(0, "teacher")  # supervised loss only
+    ema_decay: Probability = factor(0.99, "teacher")
+    ema_warmup: bool = factor(True, "teacher")  # decay_t = min(1 - 1 / (t + 1), ema_decay)
+    # batch-norm statistics: the teacher's own passes in training mode, or averaged like the parameters
+    teacher_buffers: Literal["own", "averaged"] = factor("own", "teacher")
+    # in the first epoch after the warm-up the teacher has the student's parameters, or is averaged at once
+    teacher_first_epoch: Literal["shared", "averaged"] = factor("shared", "teacher")
+    # --- mixing: CutMix and U2PL
+    cutmix_probability: Probability = factor(0.5, "mixing")
+    # pseudo-labels of the unmixed images, mixed with them; or of the mixed images
+    pseudo_label: Literal["before_mix", "after_mix"] = factor("before_mix", "mixing")
+    # --- contrast: U2PL
+    alpha_0: Probability = factor(0.2, "contrast")  # Eq. 7
+    dpa: bool = factor(True, "contrast")  # Eq. 7; off: alpha_t = alpha_0
+    contrastive_weight: Annotated[float, Field(ge=0)] = factor(1.0, "contrast")  # lambda_c, Eq. 1
+    # the released code divides the term's gradient by its number of GPUs; here the number is explicit
+    contrastive_world_size: Positive = factor(1, "contrast")
+    tau: Annotated[float, Field(gt=0)] = factor(0.5, "contrast")
+    anchors_per_class: Positive = factor(50, "contrast")  # M
+    negatives_per_anchor: Positive = factor(256, "contrast")  # N
+    delta_p: Probability = factor(0.3, "contrast")  # Eq. 9, 10
+    r_low: Annotated[int, Field(ge=0)] = factor(3, "contrast")  # Eq. 14, 15
+    r_high: Positive = factor(20, "contrast")
+    negatives: Literal["unreliable", "reliable", "all"] = factor("unreliable", "contrast")  # Table 4
+    bank: bool = factor(True, "contrast")  # Q_c; off: negatives of the current batch only
+    bank_size: Positive = factor(30000, "contrast")  # vectors per class
+    bank_size_background: Positive = factor(50000, "contrast")  # class 0
+    bank_in_checkpoint: bool = factor(True, "contrast")  # off: a resumed run starts with empty banks
+    positive_source: Literal["teacher"] = factor("teacher", "contrast")
+    negative_source: Literal["teacher"] = factor("teacher", "contrast")
+    teacher_view: Reading = factor("paper", "contrast")
+    anchor_class_indexing: Reading = factor("paper", "contrast")
+    negative_label_mask: Reading = factor("paper", "contrast")
+    unlabelled_anchor_entropy: Reading = factor("paper", "contrast")
+    positive_filter: Reading = factor("paper", "contrast")
+    contrastive_normaliser: Reading = factor("paper", "contrast")
+
+    @classmethod
+    def group(cls, name: str) -> str:
+        """The group of a setting."""
+        extra = cls.model_fields[name].json_schema_extra
+        assert isinstance(extra, dict)
+        return str(extra["group"])
+
+
+class Preset(Strict):
+    """A reading of the method: settings by data set, `all` first."""
+
+    title: str
+    all: dict[str, Any] = {}
+    pascal: dict[str, Any] = {}
+    cityscapes: dict[str, Any] = {}
 
 
 class Method(Strict):
     title: str
+    groups: list[Group]  # of the settings it uses
     settings: dict[str, Any] = {}
 
 
@@ -129,6 +226,7 @@ class Row(Strict):
 
     title: str
     method: str | None = None
+    fidelity: str = DEFAULT_FIDELITY
     overrides: dict[str, Any] = {}
     paper: list[float | None]
 
@@ -161,10 +259,13 @@ class Scale(Strict):
     title: str
     synthetic: bool
     seeds: list[int]
+    tables: list[str] | None = None  # those it runs; null: all
     datasets: dict[str, dict[str, Any]] = {}
     protocols: dict[str, dict[str, Any]] = {}
     recipes: dict[str, dict[str, Any]] = {}
     methods: dict[str, dict[str, Any]] = {}
+    fidelity: dict[str, dict[str, Any]] = {}
+    splits: dict[str, dict[str, Any]] = {}
 
 
 class RunSpec(Strict):
@@ -175,25 +276,38 @@ class RunSpec(Strict):
     fraction: Fraction
     labelled: int
     method: str
-    overrides: dict[str, Any]  # only those that differ from the method's settings
+    fidelity: str  # the preset that `overrides` start from: the one with fewer of them
+    overrides: dict[str, Any]  # settings that differ from the preset's
     seed: int
     dataset_name: str
     dataset: Dataset
     recipe: Recipe
     settings: MethodSettings
 
+    @property
+    def weights(self) -> str | None:
+        """The encoder weights file that fits the stem; None: random initialisation."""
+        return self.recipe.network.weights.get(self.settings.backbone_stem)
+
+    @property
+    def split(self) -> str:
+        """The folder of the split lists below data/<scale>/splits."""
+        return f"{self.protocol}/{self.settings.split_source}/{self.labelled}"
+
     def science(self) -> dict[str, Any]:
         """What the numbers depend on: all but where archives come from and what the machine is asked for."""
         machine = {"gpus": True, "threads": True, "mem_mb": True, "runtime": True, "workers": True}
         dataset: dict[str, Any] = {"archives": True, "synthetic": True, "evaluation": {"batch": True}}
         exclude: dict[str, Any] = {"recipe": machine, "dataset": dataset}
-        return self.model_dump(mode="json", exclude=exclude)
+        # The preset is a way to write settings, not one of them.
+        return self.model_dump(mode="json", exclude=exclude | {"fidelity": True, "overrides": True})
 
     @property
     def id(self) -> str:
         """Canonical and readable: equal settings give the equal id."""
         changed = [f"{key}={value}" for key, value in sorted(self.overrides.items())]
-        return "-".join([self.protocol, str(self.labelled), self.method, *changed, f"seed{self.seed}"])
+        reading = [] if self.fidelity == DEFAULT_FIDELITY else [self.fidelity]
+        return "-".join([self.protocol, str(self.labelled), self.method, *reading, *changed, f"seed{self.seed}"])
 
 
 class Cell(Strict):
@@ -206,8 +320,10 @@ class Cell(Strict):
     protocol: str
     labelled: int
     method: str
+    fidelity: str
     overrides: dict[str, Any]
     source: Literal["measured", "quoted"]
+    checkpoint: Literal["best", "last"]  # which of a run's two evaluations is reported
     paper: float | None
     runs: list[str]
 
@@ -220,6 +336,7 @@ class Suite(Strict):
     datasets: dict[str, Dataset]
     protocols: dict[str, Protocol]
     weights: dict[str, Archive]
+    published: dict[str, PublishedSource] = {}  # split lists of other repositories
     tables: dict[str, Table]
     runs: dict[str, RunSpec]
     cells: list[Cell]

@@ -10,15 +10,21 @@ from u2pl.methods.progress import Progress
 
 
 class CutMix(MeanTeacher):
-    """Pseudo-labels are made on the unmixed images, then images and labels are mixed by the same boxes."""
+    """Pseudo-labels are made on the unmixed images, then images and labels are mixed by the same boxes.
+
+    With `pseudo_label: after_mix` the teacher labels the mixed images instead.
+    """
 
     def unlabelled(self, images: Tensor, progress: Progress) -> tuple[Tensor, Tensor]:
-        """The mixed images and their mixed pseudo-labels (B, H, W)."""
-        labels = self.teacher_labels(images)
-        boxes = cutmix_boxes(
-            *labels.shape,
-            probability=self.settings.cutmix_probability,
-            generator=progress.generator,
-            device=images.device,
-        )
-        return cutmix(images, boxes), cutmix(labels, boxes)
+        """The mixed images and their pseudo-labels (B, H, W)."""
+        boxes = self.boxes(images, progress)
+        mixed = cutmix(images, boxes)
+        if self.settings.pseudo_label == "after_mix":
+            return mixed, self.teacher_labels(mixed)
+        return mixed, cutmix(self.teacher_labels(images), boxes)
+
+    def boxes(self, images: Tensor, progress: Progress) -> Tensor:
+        """Where this step's images (B, 3, H, W) take their partner's pixels: bool (B, H, W)."""
+        size = (len(images), images.shape[2], images.shape[3])
+        probability = self.settings.cutmix_probability
+        return cutmix_boxes(*size, probability=probability, generator=progress.generator, device=images.device)

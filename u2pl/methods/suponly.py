@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from u2pl.components.ohem import ohem_loss
 from u2pl.components.pseudo_labels import supervised_loss
 from u2pl.methods.progress import Progress
 
@@ -24,6 +25,8 @@ def upsample(logits: Tensor, size: tuple[int, int]) -> Tensor:
 class SupOnly(nn.Module):
     """The supervised loss L_s (Eq. 2), plus 0.4 times that of the auxiliary head where the network has one.
 
+    With `cityscapes_loss: ohem_auxiliary` both heads learn from their hard pixels only (see `ohem_loss`). The released
+    code finds these in each process by itself; here a batch is one process's.
     `student(images)` returns {"logits" (B, C, h, w), "representation" (B, D, h, w), optionally "auxiliary"}.
     `teacher` is None: the student is what is evaluated.
     """
@@ -54,10 +57,11 @@ class SupOnly(nn.Module):
 
     def labelled_loss(self, output: dict[str, Tensor], masks: Tensor) -> Tensor:
         """L_s for the first len(masks) images of a student output."""
+        criterion = ohem_loss if self.settings.cityscapes_loss == "ohem_auxiliary" else supervised_loss
         heads = {"logits": 1.0, "auxiliary": AUXILIARY_WEIGHT}
         size = (masks.shape[1], masks.shape[2])
         losses = [
-            weight * supervised_loss(upsample(output[head][: len(masks)], size), masks, self.ignore_label)
+            weight * criterion(upsample(output[head][: len(masks)], size), masks, self.ignore_label)
             for head, weight in heads.items()
             if head in output
         ]

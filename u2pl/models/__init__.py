@@ -15,15 +15,15 @@ if TYPE_CHECKING:
 __all__ = ["DeepLab", "ResNet", "build_network", "load_encoder_weights"]
 
 
-def build_network(network: "Network", n_classes: int) -> DeepLab:
+def build_network(network: "Network", n_classes: int, *, stem: str = "7x7", auxiliary: bool = False) -> DeepLab:
     """The network a recipe asks for, randomly initialised from torch's global generator.
 
-    Its forward maps images (B, 3, H, W) to "logits" (B, n_classes, H/4, W/4), "representation" and, where asked for,
-    "auxiliary" logits. `network.weights` is not read here, see `load_encoder_weights`.
+    Its forward maps images (B, 3, H, W) to "logits" (B, n_classes, H/4, W/4), "representation" and, with `auxiliary`,
+    "auxiliary" logits. stem: "7x7" or "deep". `network.weights` is not read here, see `load_encoder_weights`.
     """
     encoder = ResNet(
         network.encoder,
-        stem=network.stem,
+        stem=stem,
         output_stride=network.output_stride,
         multi_grid=network.multi_grid,
         width=network.width,
@@ -35,7 +35,7 @@ def build_network(network: "Network", n_classes: int) -> DeepLab:
         channels=network.channels,
         representation=network.representation,
         dropout=network.dropout,
-        auxiliary=network.auxiliary,
+        auxiliary=auxiliary,
     )
 
 

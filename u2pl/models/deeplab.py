@@ -108,5 +108,5 @@ class DeepLab(nn.Module):
         return self.encoder.parameters()
 
     def head_parameters(self) -> Iterator[nn.Parameter]:
-        """All other parameters; they learn `head_lr_multiplier` times faster."""
+        """All other parameters; they learn `decoder_lr_multiplier` times faster."""
         return (p for name, p in self.named_parameters() if not name.startswith("encoder."))

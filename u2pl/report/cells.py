@@ -19,28 +19,27 @@ COLUMNS = [
     "protocol",
     "labelled",
     "method",
+    "fidelity",
     "overrides",
     "source",
     "paper",
     "n",
     "mean",
     "std",
+    "checkpoint",
     "run",
 ]
 
-# The paper does not say which epoch it reports; the released code reports the best validated one.
-CHECKPOINT = "best"
 
-
-def read_miou(evaluation: Path) -> float:
-    """Mean IoU in percent of the reported checkpoint; raises UserError if the file lacks it."""
+def read_miou(evaluation: Path, checkpoint: str) -> float:
+    """Mean IoU in percent of a checkpoint, "best" or "last"; raises UserError if the file lacks it."""
     content = read_json(evaluation)
     try:
-        miou = content[CHECKPOINT]["miou"]
+        miou = content[checkpoint]["miou"]
     except (KeyError, TypeError, IndexError) as error:
-        raise UserError(evaluation, f"no {CHECKPOINT}.miou", "the evaluation of a run") from error
+        raise UserError(evaluation, f"no {checkpoint}.miou", "the evaluation of a run") from error
     if isinstance(miou, bool) or not isinstance(miou, int | float) or not 0 <= miou <= 100:
-        raise UserError(evaluation, f"{CHECKPOINT}.miou = {miou}", "a percentage from 0 to 100")
+        raise UserError(evaluation, f"{checkpoint}.miou = {miou}", "a percentage from 0 to 100")
     return float(miou)
 
 
@@ -54,11 +53,11 @@ def collect(suite: Suite, results: Path) -> pd.DataFrame:
     Raises UserError if an evaluation is missing or malformed.
     """
     # Tables share runs, so each evaluation is read once.
-    wanted = dict.fromkeys(run for cell in suite.cells for run in cell.runs)
-    miou = {run: read_miou(results / "runs" / run / "evaluation.json") for run in wanted}
+    wanted = dict.fromkeys((run, cell.checkpoint) for cell in suite.cells for run in cell.runs)
+    miou = {key: read_miou(results / "runs" / key[0] / "evaluation.json", key[1]) for key in wanted}
     rows = []
     for cell in suite.cells:
-        values = [miou[run] for run in cell.runs]
+        values = [miou[run, cell.checkpoint] for run in cell.runs]
         rows.append(
             {
                 **cell.model_dump(exclude={"overrides", "runs"}),

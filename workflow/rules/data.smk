@@ -72,18 +72,71 @@ rule fetch_weights:
         "u2pl data fetch weights {wildcards.file} --scale {params.scale} > {log} 2>&1"
 
 
+# Published split lists; the lists of synthetic data are drawn from what has been prepared.
+mirrored = {}
+
+for source, published in suite.published.items():
+    for name in published.lists:
+        dataset = suite.protocols[name].dataset
+        if not suite.datasets[dataset].synthetic:
+            continue
+        drawn = {path: f"{DATA}/upstream/lists/{source}/{path}" for path in published.paths(name)}
+        mirrored |= {(source, path): file for path, file in drawn.items()}
+
+        rule:
+            name:
+                f"synthesize_lists_{source}_{name}"
+            input:
+                f"{DATA}/{dataset}/manifest.json",
+            output:
+                list(drawn.values()),
+            log:
+                f"logs/{suite.scale}/synthesize_lists_{source}_{name}.log",
+            params:
+                scale=suite.scale,
+                source=source,
+                protocol=name,
+                fractions=str(suite.protocols[name].fractions),
+            shell:
+                "u2pl data synthesize-lists {params.source} {params.protocol} --scale {params.scale} > {log} 2>&1"
+
+
+rule fetch_list:
+    input:
+        lambda wildcards: mirrored.get((wildcards.source, wildcards.path), []),
+    output:
+        f"{DATA}/lists/{{source}}/{{path}}",
+    log:
+        f"logs/{suite.scale}/fetch_list/{{source}}/{{path}}.log",
+    wildcard_constraints:
+        source="|".join(suite.published),
+        path=r".+\.txt",
+    retries: 0 if suite.params.synthetic else 3
+    localrule: True
+    params:
+        scale=suite.scale,
+        archive=lambda wildcards: list_archive(suite.published[wildcards.source], wildcards.path).model_dump_json(),
+    shell:
+        "u2pl data fetch-list {wildcards.source} {wildcards.path} --scale {params.scale} > {log} 2>&1"
+
+
 rule split:
     input:
         lambda wildcards: f"{DATA}/{suite.protocols[wildcards.protocol].dataset}/manifest.json",
+        published_files,
     output:
-        f"{DATA}/splits/{{protocol}}/{{n}}/manifest.json",
-        f"{DATA}/splits/{{protocol}}/{{n}}/labeled.txt",
-        f"{DATA}/splits/{{protocol}}/{{n}}/unlabeled.txt",
-        f"{DATA}/splits/{{protocol}}/{{n}}/val.txt",
+        f"{DATA}/splits/{{protocol}}/{{source}}/{{n}}/manifest.json",
+        f"{DATA}/splits/{{protocol}}/{{source}}/{{n}}/labeled.txt",
+        f"{DATA}/splits/{{protocol}}/{{source}}/{{n}}/unlabeled.txt",
+        f"{DATA}/splits/{{protocol}}/{{source}}/{{n}}/val.txt",
     log:
-        f"logs/{suite.scale}/split/{{protocol}}_{{n}}.log",
+        f"logs/{suite.scale}/split/{{protocol}}_{{source}}_{{n}}.log",
+    wildcard_constraints:
+        source="|".join(["drawn", *suite.published]),
     params:
         scale=suite.scale,
         protocol=lambda wildcards: suite.protocols[wildcards.protocol].model_dump_json(exclude={"fractions"}),
+        origin=origin,
     shell:
-        "u2pl data split {wildcards.protocol} {wildcards.n} --scale {params.scale} > {log} 2>&1"
+        "u2pl data split {wildcards.protocol} {wildcards.n} --source {wildcards.source} --scale {params.scale}"
+        " > {log} 2>&1"

@@ -1,0 +1,166 @@
+"""What split lists hold: sizes, overlaps, finely annotated images, and how often each class occurs.
+
+The finely annotated images are those of the prepared list `train`: all of Cityscapes, but of Pascal's train_aug only
+VOC's own 1,464, the rest having SBD's coarser outlines. Which of them are labelled decides much of a result.
+"""
+
+import csv
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+from rich.box import SIMPLE
+from rich.table import Table
+
+from u2pl.data.images import check_labels, decode_mask, read_bytes
+from u2pl.data.lists import read_ids
+from u2pl.data.splits import check
+from u2pl.errors import UserError
+from u2pl.files import atomic_path, read_json
+
+Counts = NDArray[np.int64]
+
+
+@dataclass(frozen=True)
+class Audit:
+    """One split. Class shares are of the labelled images, and empty if no masks were read."""
+
+    protocol: str
+    source: str
+    labelled: int
+    unlabelled: int
+    fine: int  # labelled images that are finely annotated
+    overlap: dict[str, int]  # source -> labelled images that are also labelled in its split of the same size
+    pixels: dict[str, float]  # class -> share of the pixels that have a class
+    images: dict[str, float]  # class -> share of the images that show it
+
+    def rows(self) -> Iterator[tuple[str, str, float]]:
+        """(quantity, what of, value) of everything known."""
+        yield "images", "labelled", self.labelled
+        yield "images", "unlabelled", self.unlabelled
+        yield "images", "finely annotated", self.fine
+        yield "share", "finely annotated", self.fine / self.labelled
+        yield from (("overlap", name, value) for name, value in self.overlap.items())
+        yield from (("pixel share", name, value) for name, value in self.pixels.items())
+        yield from (("image share", name, value) for name, value in self.images.items())
+
+
+def audit_splits(
+    data: Path, protocol: str | None = None, sources: Sequence[str] | None = None, *, classes: bool = True
+) -> list[Audit]:
+    """Audit the splits made below `data`/splits, of one protocol and of some sources or of all.
+
+    With `classes` the masks of the labelled images are read, unless the prepared data have no masks at all.
+    Raises UserError if there is no such split, or one that `u2pl.data.splits.check` refuses.
+    """
+    found: dict[tuple[str, int], dict[str, Path]] = {}
+    for manifest in (data / "splits").glob("*/*/*/manifest.json"):
+        name, source, labelled = manifest.parts[-4:-1]
+        if protocol in (None, name) and labelled.isdigit():
+            found.setdefault((name, int(labelled)), {})[source] = manifest.parent
+    audits = []
+    readers: dict[Path, Callable[[str], Counts]] = {}
+    for (name, _), folders in sorted(found.items()):
+        # Overlaps are with every source, also with those that are not asked for.
+        labeled = {source: set(read_ids(folder / "labeled.txt")) for source, folder in sorted(folders.items())}
+        for source, ids in labeled.items():
+            if sources and source not in sources:
+                continue
+            prepared = data / read_json(folders[source] / "manifest.json")["dataset"]
+            check(folders[source], prepared)
+            pixels: dict[str, float] = {}
+            images: dict[str, float] = {}
+            if classes and (prepared / "masks").is_dir():
+                pixels, images = _frequencies(ids, prepared, readers.setdefault(prepared, _reader(prepared)))
+            audits.append(
+                Audit(
+                    protocol=name,
+                    source=source,
+                    labelled=len(ids),
+                    unlabelled=len(read_ids(folders[source] / "unlabeled.txt")),
+                    fine=len(ids & set(read_ids(prepared / "lists" / "train.txt"))),
+                    overlap={other: len(ids & theirs) for other, theirs in labeled.items() if other != source},
+                    pixels=pixels,
+                    images=images,
+                )
+            )
+    if not audits:
+        wanted = " ".join(["no split", *filter(None, [protocol, *(sources or ())])])
+        raise UserError(data / "splits", wanted, "splits (the workflow or `u2pl data split` makes them)")
+    return audits
+
+
+def _reader(prepared: Path) -> Callable[[str], Counts]:
+    """A function id -> (classes,) pixel counts, without the ignored ones; a mask is read once for all splits."""
+    manifest = read_json(prepared / "manifest.json")
+    n_classes, ignore = len(manifest["classes"]), int(manifest["ignore_label"])
+    known: dict[str, Counts] = {}
+
+    def count(image_id: str) -> Counts:
+        if image_id not in known:
+            path = prepared / "masks" / f"{image_id}.png"
+            labels = decode_mask(read_bytes(path), path)
+            check_labels(labels, n_classes, ignore, path)
+            known[image_id] = np.bincount(labels[labels != ignore], minlength=n_classes).astype(np.int64)
+        return known[image_id]
+
+    return count
+
+
+def _frequencies(
+    ids: set[str], prepared: Path, count: Callable[[str], Counts]
+) -> tuple[dict[str, float], dict[str, float]]:
+    """Class -> its share of the labelled pixels; class -> the share of images that show it."""
+    names = read_json(prepared / "manifest.json")["classes"]
+    counts = np.stack([count(image_id) for image_id in sorted(ids)])  # (images, classes)
+    pixels = counts.sum(0) / max(1, counts.sum())
+    images = (counts > 0).mean(0)
+    return dict(zip(names, pixels.tolist(), strict=True)), dict(zip(names, images.tolist(), strict=True))
+
+
+def write_csv(path: Path, audits: Sequence[Audit]) -> None:
+    """One number a line: protocol, source, labelled, quantity, of, value."""
+    with atomic_path(path) as temporary, temporary.open("w", newline="", encoding="utf-8") as stream:
+        writer = csv.writer(stream, lineterminator="\n")
+        writer.writerow(["protocol", "source", "labelled", "quantity", "of", "value"])
+        for audit in audits:
+            for quantity, of, value in audit.rows():
+                writer.writerow([audit.protocol, audit.source, audit.labelled, quantity, of, f"{value:.9g}"])
+
+
+def tables(audits: Sequence[Audit]) -> list[Table]:
+    """One table of sizes and overlaps, and one of class frequencies for every protocol and size."""
+    others = sorted({name for audit in audits for name in audit.overlap})
+    sizes = Table(
+        title="Labelled images (fine: finely annotated; in: labelled there too)",
+        box=SIMPLE,
+        pad_edge=False,
+        collapse_padding=True,
+    )
+    for heading in ("protocol", "source"):
+        sizes.add_column(heading, no_wrap=True)
+    for heading in ("labelled", "unlabelled", "fine", "%", *(f"in\n{name}" for name in others)):
+        sizes.add_column(heading, justify="right", no_wrap=True)
+    for audit in audits:
+        shared = [str(audit.overlap.get(name, "")) for name in others]
+        numbers = [str(number) for number in (audit.labelled, audit.unlabelled, audit.fine)]
+        sizes.add_row(audit.protocol, audit.source, *numbers, f"{100 * audit.fine / audit.labelled:.1f}", *shared)
+    result = [sizes]
+    groups: dict[tuple[str, int], list[Audit]] = {}
+    for audit in audits:
+        if audit.pixels:
+            groups.setdefault((audit.protocol, audit.labelled), []).append(audit)
+    for (name, labelled), group in groups.items():
+        title = f"{name}, {labelled} labelled: % of pixels and of images"
+        table = Table(title=title, box=SIMPLE, pad_edge=False, collapse_padding=True)
+        table.add_column("class", no_wrap=True)
+        for audit in group:
+            table.add_column(f"{audit.source}\npixels", justify="right")
+            table.add_column(f"{audit.source}\nimages", justify="right")
+        for label in group[0].pixels:
+            values = [(f"{100 * audit.pixels[label]:.2f}", f"{100 * audit.images[label]:.1f}") for audit in group]
+            table.add_row(label, *(text for pair in values for text in pair))
+        result.append(table)
+    return result
