@@ -191,13 +191,14 @@ def train(run: str, scale: Scale = "demo", device: Device = "auto") -> None:
 
 
 @app.command()
-def evaluate(run: str, scale: Scale = "demo", device: Device = "auto") -> None:
-    """Evaluate a run's weights, last and best, on the validation list."""
+def evaluate(runs: list[str], scale: Scale = "demo", device: Device = "auto") -> None:
+    """Evaluate the weights of finished runs again, last and best, on the validation list."""
     from u2pl.engine.evaluate import evaluate_run
 
-    spec = _find(load_suite(scale), run)
-    prepared, lists, out = _folders(spec)
-    evaluate_run(spec, prepared=prepared, split=lists, run_dir=out, device=device)
+    suite = load_suite(scale)
+    for spec in [_find(suite, run) for run in runs]:
+        prepared, lists, out = _folders(spec)
+        evaluate_run(spec, prepared=prepared, split=lists, run_dir=out, device=device)
 
 
 @app.command()

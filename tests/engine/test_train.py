@@ -69,7 +69,8 @@ def test_optimiser_groups(make_spec: Spec) -> None:
 def test_run_directory(method: str, run: Callable[..., Path], make_spec: Spec, prepared: Path, split: Path) -> None:
     spec = make_spec(method)
     out = run(spec)
-    assert sorted(path.name for path in out.iterdir()) == ["history.csv", "live", "run.json", "weights.pt"]
+    names = ["evaluation.json", "history.csv", "live", "run.json", "weights.pt"]
+    assert sorted(path.name for path in out.iterdir()) == names
     assert not (out.parent / "state").exists()
 
     record = json.loads((out / "run.json").read_text())
@@ -152,6 +153,21 @@ def test_a_continued_run_ends_with_the_same_weights(
     assert [[row[c] for c in columns] for row in history(whole)] == [
         [row[c] for c in columns] for row in history(continued)
     ]
+
+
+def test_a_failed_evaluation_costs_no_training(
+    run: Callable[..., Path], make_spec: Spec, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def broken(*_: object) -> None:
+        raise UserError("disk", "full", "room")
+
+    spec = make_spec("suponly")
+    with monkeypatch.context() as patch:
+        patch.setattr("u2pl.engine.train.evaluate_run", broken)
+        with pytest.raises(UserError, match="disk"):
+            run(spec)
+    monkeypatch.setattr(Trainer, "_step", broken)
+    assert json.loads((run(spec) / "evaluation.json").read_text())["last"]["miou"] >= 0
 
 
 def test_factors_of_the_network_reach_it(run: Callable[..., Path], make_spec: Spec) -> None:

@@ -17,7 +17,7 @@ from u2pl.data.augment import normalise
 from u2pl.data.batches import TrainBatches
 from u2pl.data.lists import read_ids
 from u2pl.engine import checkpoints
-from u2pl.engine.evaluate import evaluate, mean_iou, network_of, pad_label, validation_ids
+from u2pl.engine.evaluate import evaluate, evaluate_run, mean_iou, network_of, pad_label, validation_ids
 from u2pl.engine.provenance import device_name, git_state, library_versions, peak_memory_mb
 from u2pl.engine.seeding import choose_device, deterministic, random_state, restore_random_state, seed_everything
 from u2pl.errors import UserError
@@ -42,7 +42,7 @@ def train(
     state: Path,
     device: str = "auto",
 ) -> None:
-    """Train `spec` and write weights.pt, history.csv and, last, run.json into `out`.
+    """Train `spec`, write weights.pt, history.csv and run.json into `out`, and evaluate that weights.pt.
 
     prepared, split: folders with a manifest.json; weights: of the encoder, None for random ones; state: folder that
     keeps what an interrupted run continues from, emptied at the end; device: "auto" follows the recipe.
@@ -66,6 +66,8 @@ def train(
                 trainer.validate()
                 checkpoints.save(path, {"key": key, **trainer.state()})
         write_run(out, trainer, split, prepared)
+    # From the file, as `u2pl evaluate` does. The state stays until then: a failed evaluation costs no training.
+    evaluate_run(spec, prepared, split, out, device)
     path.unlink(missing_ok=True)
     with suppress(OSError):
         state.rmdir()

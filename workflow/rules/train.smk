@@ -1,4 +1,4 @@
-"""One training and one evaluation a run."""
+"""One job a run: training, then the evaluation of the weights file."""
 
 
 rule train:
@@ -9,6 +9,7 @@ rule train:
         f"{RESULTS}/runs/{{run}}/run.json",
         f"{RESULTS}/runs/{{run}}/history.csv",
         f"{RESULTS}/runs/{{run}}/weights.pt",
+        f"{RESULTS}/runs/{{run}}/evaluation.json",
     log:
         f"logs/{suite.scale}/train/{{run}}.log",
     threads: lambda wildcards: spec(wildcards).recipe.threads
@@ -22,22 +23,3 @@ rule train:
         science=lambda wildcards: str(spec(wildcards).science()),
     shell:
         "u2pl train {wildcards.run} --scale {params.scale} > {log} 2>&1"
-
-
-rule evaluate:
-    input:
-        tokens,
-        f"{RESULTS}/runs/{{run}}/run.json",
-    output:
-        f"{RESULTS}/runs/{{run}}/evaluation.json",
-    log:
-        f"logs/{suite.scale}/evaluate/{{run}}.log",
-    threads: lambda wildcards: spec(wildcards).recipe.threads
-    resources:
-        gpu=lambda wildcards: spec(wildcards).recipe.gpus,
-        mem_mb=lambda wildcards: spec(wildcards).recipe.mem_mb,
-        runtime=lambda wildcards: spec(wildcards).recipe.runtime,
-    params:
-        scale=suite.scale,
-    shell:
-        "u2pl evaluate {wildcards.run} --scale {params.scale} > {log} 2>&1"
