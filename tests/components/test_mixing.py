@@ -35,14 +35,26 @@ def test_the_whole_batch_is_mixed_with_the_given_probability() -> None:
     assert not boxes(3, 8, 8, 0.0).any()
 
 
-def test_mixing_takes_the_next_image_inside_the_box_for_images_and_labels_alike() -> None:
-    images, labels = torch.randn(3, 2, 9, 8), torch.randint(5, (3, 9, 8))
-    where = boxes(3, 9, 8)
+# The released code rolls each GPU's four images by one.
+@pytest.mark.parametrize(
+    ("batch", "partner"),
+    [
+        (1, [0]),
+        (3, [1, 2, 0]),
+        (4, [1, 2, 3, 0]),
+        (6, [1, 2, 3, 0, 5, 4]),
+        (9, [1, 2, 3, 0, 5, 6, 7, 4, 8]),
+        (16, [1, 2, 3, 0, 5, 6, 7, 4, 9, 10, 11, 8, 13, 14, 15, 12]),
+    ],
+)
+def test_mixing_takes_the_next_image_of_the_group_inside_the_box(batch: int, partner: list[int]) -> None:
+    """For images and labels alike."""
+    images, labels = torch.randn(batch, 2, 9, 8), torch.randint(5, (batch, 9, 8))
+    where = boxes(batch, 9, 8)
     mixed, mixed_labels = cutmix(images, where), cutmix(labels, where)
-    for i in range(3):
+    for i in range(batch):
         for y in range(9):
             for x in range(8):
-                source = (i + 1) % 3 if where[i, y, x] else i
+                source = partner[i] if where[i, y, x] else i
                 assert torch.equal(mixed[i, :, y, x], images[source, :, y, x])
                 assert mixed_labels[i, y, x] == labels[source, y, x]
-    assert torch.equal(cutmix(images[:1], where[:1]), images[:1])  # its own partner

@@ -5,6 +5,8 @@ import math
 import torch
 from torch import Tensor
 
+GROUP = 4  # images that mix with each other: the share of one GPU in the released code, whatever the number of GPUs here
+
 
 def cutmix_boxes(
     batch: int, height: int, width: int, *, probability: float, generator: torch.Generator, device: torch.device | str
@@ -27,10 +29,20 @@ def cutmix_boxes(
     return rows[:, :, None] & columns[:, None, :] & mix
 
 
+def partners(batch: int) -> list[int]:
+    """The image each of `batch` images takes pixels from: the next in its group of four, the last one's is the first.
+
+    A last, incomplete group is a ring of its own; an image alone in it is its own partner.
+    """
+    groups = [range(start, min(start + GROUP, batch)) for start in range(0, batch, GROUP)]
+    return [group[(i + 1) % len(group)] for group in groups for i in range(len(group))]
+
+
 def cutmix(values: Tensor, boxes: Tensor) -> Tensor:
-    """Image i with the pixels of image (i + 1) mod B inside its box.
+    """Each image with the pixels of its partner (see `partners`) inside its box.
 
     `values` is (B, H, W) or (B, K, H, W), `boxes` bool (B, H, W). The same boxes mix images and their pseudo-labels.
     """
     inside = boxes if values.ndim == 3 else boxes[:, None]
-    return torch.where(inside, values.roll(-1, dims=0), values)
+    # Rows one by one: an index tensor would have to travel to the device.
+    return torch.where(inside, torch.stack([values[i] for i in partners(len(values))]), values)
