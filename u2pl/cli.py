@@ -66,8 +66,7 @@ def synthesize(dataset: str, scale: Scale = "demo") -> None:
     if drawn is None:
         raise UserError(f"params/scales/{scale}.yaml: datasets.{dataset}.synthetic", "nothing", "seed, counts and size")
     target = Path("data") / scale / "upstream"
-    kind = suite.datasets[dataset].kind
-    run(kind, target, seed=drawn.seed, train=drawn.train, extra=drawn.extra, val=drawn.val, size=drawn.size)
+    run(suite.datasets[dataset].kind, target, **drawn.model_dump())
 
 
 @data.command()

@@ -45,6 +45,7 @@ class Synthetic(Strict):
     extra: int  # SBD images beyond VOC's; 0 for Cityscapes
     val: Positive
     size: tuple[Positive, Positive]  # height, width in pixels
+    cluttered: bool = False  # pascal: hard scenes, and noisy labels in the SBD part
 
 
 class Dataset(Strict):
