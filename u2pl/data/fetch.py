@@ -184,7 +184,7 @@ def _verified(archive: Archive, url: str, part: Path, network: Network) -> dict[
 
 
 def _transfer(archive: Archive, url: str, part: Path, network: Network) -> tuple[bool, str | None]:
-    """Complete `part`: whether bytes of an earlier attempt are in it, and the MD5 that the site publishes, if it does."""
+    """Complete `part`: whether it has bytes of an earlier attempt, and the MD5 that the site publishes, if any."""
     if url.startswith("file:"):
         address = urlsplit(url)
         if address.netloc not in ("", "localhost"):

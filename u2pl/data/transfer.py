@@ -19,7 +19,7 @@ import requests
 import urllib3
 from rich.filesize import decimal
 from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn, TransferSpeedColumn
-from tenacity import RetryCallState, Retrying, retry_if_exception_type, stop_after_attempt, wait_exponential_jitter
+from tenacity import RetryCallState, Retrying, retry_if_exception_type, stop_after_attempt, wait_exponential
 
 from u2pl.errors import UserError
 from u2pl.experiments.schema import public
@@ -50,7 +50,7 @@ class Refused(Exception):
         self.found, self.expected = found, expected
 
 
-class _Again(Exception):
+class Again(Exception):
     """Another attempt may succeed."""
 
 
@@ -61,6 +61,22 @@ class _Origin:
     url: str
     length: int | None
     validator: str | None
+
+
+def patiently(network: Network, name: str) -> Retrying:
+    """Call a function again while it raises Again, with growing pauses and a line on `name` for each."""
+
+    def tell(state: RetryCallState) -> None:
+        assert state.outcome is not None
+        print(f"{name}: {state.outcome.exception()}; again in {state.upcoming_sleep:.0f} s", flush=True)
+
+    return Retrying(
+        retry=retry_if_exception_type(Again),
+        stop=stop_after_attempt(network.attempts),
+        wait=wait_exponential(multiplier=network.wait, max=60),
+        before_sleep=tell,
+        reraise=True,
+    )
 
 
 def part_of(target: Path) -> Path:
@@ -81,18 +97,12 @@ def download(session: requests.Session, url: str, part: Path, network: Network, 
     mark, or from a mirror, if the lengths agree. Raises Refused if the address does not give the file, after several
     attempts if that may be temporary, and UserError if it does not fit on the disk.
     """
-    attempts = Retrying(
-        retry=retry_if_exception_type(_Again),
-        stop=stop_after_attempt(network.attempts),
-        wait=wait_exponential_jitter(initial=network.wait, max=60, jitter=network.wait),
-        before_sleep=_tell(part),
-        reraise=True,
-    )
+    attempts = patiently(network, _name(part))
     while True:
         before = _size(part)
         try:
             return attempts(_attempt, session, url, part, network, checksum)
-        except _Again as error:
+        except Again as error:
             if _size(part) <= before:  # else the attempts brought something: a bad line, but not a dead one
                 raise Refused(str(error)) from None
 
@@ -143,9 +153,9 @@ def _attempt(session: requests.Session, url: str, part: Path, network: Network, 
     except requests.TooManyRedirects:
         raise Refused("a redirection that leads nowhere") from None
     except (requests.RequestException, urllib3.exceptions.HTTPError) as error:
-        raise _Again(f"{_reason(error, network)} after {decimal(_size(part))}") from None
+        raise Again(f"{_reason(error, network)} after {decimal(_size(part))}") from None
     if length is not None and _size(part) != length:
-        raise _Again(f"{_size(part)} bytes of the announced {length}")
+        raise Again(f"{_size(part)} bytes of the announced {length}")
     return append
 
 
@@ -160,9 +170,9 @@ def _judge(response: requests.Response, part: Path, origin: _Origin | None, offs
             return True, int(match[2])
     if origin and status in (206, 416):  # another range than asked for, or a file of another length: not ours
         discard(part)
-        raise _Again(f"HTTP {status} for a range: the file has changed")
+        raise Again(f"HTTP {status} for a range: the file has changed")
     reason = f"HTTP {status} {response.reason}"
-    raise _Again(reason) if status in _TRANSIENT else Refused(reason)
+    raise Again(reason) if status in _TRANSIENT else Refused(reason)
 
 
 def _resumable(part: Path, url: str, checksum: bool) -> tuple[_Origin | None, int]:
@@ -186,6 +196,10 @@ def _note(part: Path) -> Path:
     return part.with_name(f"{part.name}.json")
 
 
+def _name(part: Path) -> str:
+    return part.name.removesuffix(".part")
+
+
 def _size(part: Path) -> int:
     return part.stat().st_size if part.is_file() else 0
 
@@ -202,27 +216,19 @@ def _number(text: str | None) -> int | None:
 
 def _reason(error: BaseException, network: Network) -> str:
     """Why a transfer broke, in the system's words. The libraries' own messages repeat the address."""
-    seen: BaseException | None = error
-    while seen is not None:
-        if isinstance(seen, (requests.Timeout, urllib3.exceptions.TimeoutError, TimeoutError)):
-            return f"no byte for {network.timeout:g} s"
+    chain: list[BaseException] = [error]
+    while cause := chain[-1].__cause__ or chain[-1].__context__:
+        chain.append(cause)
+    for seen in chain:
         if isinstance(seen, OSError) and seen.strerror:
             return seen.strerror
-        seen = seen.__cause__ or seen.__context__
+    if any(isinstance(seen, (requests.Timeout, urllib3.exceptions.TimeoutError, TimeoutError)) for seen in chain):
+        return f"no byte for {network.timeout:g} s"
     return "a broken connection"
 
 
-def _tell(part: Path) -> Callable[[RetryCallState], None]:
-    def tell(state: RetryCallState) -> None:
-        assert state.outcome is not None
-        seconds = f"{state.upcoming_sleep:.0f} s"
-        print(f"{part.name.removesuffix('.part')}: {state.outcome.exception()}; again in {seconds}", flush=True)
-
-    return tell
-
-
 def _pump(read: Callable[[], bytes], stream: IO[bytes], length: int | None, network: Network) -> None:
-    with _progress(Path(stream.name).name.removesuffix(".part"), stream.tell(), length, network) as advance:
+    with _progress(_name(Path(stream.name)), stream.tell(), length, network) as advance:
         while block := read():
             stream.write(block)
             advance(len(block))
