@@ -115,7 +115,7 @@ def _end_with_parent() -> None:
 
 def _start(target: Path, key: dict[str, Any]) -> None:
     """Keep the finished files of an interrupted conversion only if it had the same inputs, and no unfinished one."""
-    for unfinished in target.rglob(".*"):
+    for unfinished in target.rglob(".*.*"):  # the names of atomic_path
         unfinished.unlink()
     key_file = target / "sources.json"
     try:

@@ -3,7 +3,7 @@
 import re
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import BaseModel, ConfigDict, Field, field_serializer, model_validator
 
 Fraction = Annotated[str, Field(pattern=r"^(full|1/\d+)$")]
 Positive = Annotated[int, Field(gt=0)]
@@ -36,6 +36,11 @@ class Archive(Strict):
     md5: Annotated[str, Field(pattern=r"^[0-9a-fA-F]{32}$")] | None = None
     # whole, or its first digits; as few as eight find an accident, not an attack
     sha256: Annotated[str, Field(pattern=r"^[0-9a-fA-F]{8,64}$")] | None = None
+
+    @field_serializer("url", "mirrors")
+    def without_secrets(self, value: str | list[str]) -> str | list[str]:
+        """Results and manifests hold the params of a run, and are handed on."""
+        return public(value) if isinstance(value, str) else [public(url) for url in value]
 
     @property
     def by_hand(self) -> bool:
