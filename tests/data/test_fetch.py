@@ -1,6 +1,7 @@
 """Fetching against a web server of our own that breaks in every way that is known of others."""
 
 import hashlib
+import json
 import os
 import random
 from collections.abc import Callable
@@ -372,6 +373,16 @@ def test_an_untouched_file_is_not_read_again(good: Any, tmp_path: Path, monkeypa
     with pytest.raises(UserError, match="no file"):
         fetched_sha256(target)
     assert not manifest_of(target).exists()
+
+
+@pytest.mark.parametrize("text", ["", "[]", '{"file": "a", "size": 300000}'])
+def test_a_manifest_that_is_none_is_written_anew(good: Any, text: str, tmp_path: Path) -> None:
+    fetch(archive(good), tmp_path / "a", HASTY)
+    whole = (tmp_path / "a.json").read_text()
+    (tmp_path / "a.json").write_text(text)
+    assert fetched_sha256(tmp_path / "a") == SHA256
+    fetch(archive(good, "/absent"), tmp_path / "a", HASTY)
+    assert read_json(tmp_path / "a.json") == json.loads(whole) | {"source": None}
 
 
 def test_the_user_brings_the_file(tmp_path: Path) -> None:

@@ -71,7 +71,8 @@ def _recorded(target: Path) -> dict[str, Any]:
         value = read_json(manifest_of(target))
     except UserError:
         return {}
-    return value if isinstance(value, dict) and value.get("file") == target.name else {}
+    whole = isinstance(value, dict) and value.keys() >= {"file", "size", "md5", "sha256"}
+    return value if whole and value["file"] == target.name else {}
 
 
 def _untouched(target: Path, recorded: dict[str, Any]) -> bool:
