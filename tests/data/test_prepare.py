@@ -236,6 +236,7 @@ def member(name: str, kind: bytes = tarfile.REGTYPE) -> tarfile.TarInfo:
     [
         member("/tmp/absolute"), member("../outside"), member("a/../../outside"), member("soft", tarfile.SYMTYPE),
         member("hard", tarfile.LNKTYPE), member("device", tarfile.CHRTYPE), member("pipe", tarfile.FIFOTYPE),
+        member("disk", tarfile.BLKTYPE), member("../folder", tarfile.DIRTYPE), member("C:/drive"),
     ],
     ids=lambda info: info.name,
 )  # fmt: skip
@@ -248,11 +249,17 @@ def test_unsafe_tar_members(bad: tarfile.TarInfo, archives: Path, make_dataset: 
     assert not (tmp_path / "out" / "images").exists()
 
 
-@pytest.mark.parametrize("name", ["/absolute.png", "../x.png", "..\\x.png", "link"])
-def test_unsafe_zip_members(name: str, archives: Path, make_dataset: Make, tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("name", "mode"),
+    [
+        ("/absolute.png", 0o100644), ("../x.png", 0o100644), ("..\\x.png", 0o100644), ("C:\\x.png", 0o100644),
+        ("../folder/", 0o040755), ("link", 0o120777), ("device", 0o020666), ("disk", 0o060666), ("pipe", 0o010666),
+    ],
+)  # fmt: skip
+def test_unsafe_zip_members(name: str, mode: int, archives: Path, make_dataset: Make, tmp_path: Path) -> None:
     shutil.copytree(archives, tmp_path / "archives")
     info = zipfile.ZipInfo(name)
-    info.external_attr = (0o120777 if name == "link" else 0o100644) << 16
+    info.external_attr = mode << 16
     with zipfile.ZipFile(tmp_path / "archives" / "gtFine_trainvaltest.zip", "a") as archive:
         archive.writestr(info, "/etc/passwd")
     with pytest.raises(UserError, match="member"):

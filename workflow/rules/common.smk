@@ -17,15 +17,21 @@ def tokens(wildcards):
     ]
 
 
+def encoder_weights(wildcards):
+    """The manifest of the fetched encoder weights; none for random ones."""
+    weights = spec(wildcards).weights
+    return f"{weights}.json" if weights else []
+
+
 def evaluations(cells):
     return sorted({f"{RESULTS}/runs/{run}/evaluation.json" for cell in cells for run in cell.runs})
 
 
 def published_files(wildcards):
-    """The fetched lists behind a split; none if it is drawn."""
+    """The manifests of the fetched lists behind a split; none if it is drawn."""
     files = published_list(suite, wildcards.source, wildcards.protocol, int(wildcards.n))
     paths = [files.labelled, files.unlabelled] if files else []
-    return [f"{DATA}/lists/{wildcards.source}/{path}" for path in paths if path]
+    return [f"{DATA}/lists/{wildcards.source}/{path}.json" for path in paths if path]
 
 
 def origin(wildcards):
