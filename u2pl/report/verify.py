@@ -1,0 +1,303 @@
+"""`u2pl verify`: every file of a scale against what vouches for it.
+
+Archives are vouched for by params and by the prepared manifest, prepared files by checksums.sha256 and the manifest's
+hash of that, split lists by their manifest, weights by run.json, mIoU by the confusion matrix, tables by evaluations.
+What rests on a file that differs is not checked, so that one changed file is one finding.
+"""
+
+import hashlib
+import sys
+from collections.abc import Callable, Collection, Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from itertools import zip_longest
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any, Literal
+
+import numpy as np
+from rich.console import Console
+from rich.progress import track
+from rich.table import Table
+from rich.text import Text
+
+from u2pl.data import splits
+from u2pl.data.prepare import CHECKSUMS
+from u2pl.errors import UserError
+from u2pl.experiments.schema import Archive, RunSpec, Suite
+from u2pl.files import read_json, sha256
+from u2pl.report.cells import only, write_cells
+from u2pl.report.provenance import flat
+from u2pl.report.tables import write_table
+
+KINDS = ("archives", "prepared", "splits", "runs", "tables")
+ROUNDING = 1e-12  # relative; one pixel of Cityscapes' validation set changes a mIoU by more
+
+
+@dataclass(frozen=True)
+class Check:
+    """The outcome for one file, or for one folder of split lists."""
+
+    kind: str
+    path: Path
+    state: Literal["same", "differs", "absent", "unchecked"] = "same"
+    found: str = ""
+    expected: str = ""
+
+
+@dataclass(frozen=True)
+class Hash:
+    """The hash that a file should have, or the first digits of it, and who says so."""
+
+    kind: str
+    path: Path
+    digest: str
+    says: object
+    algorithm: str = "sha256"
+    required: bool = False  # else the file may be absent
+
+
+def verify(suite: Suite, data: Path, results: Path) -> list[Check]:
+    """Check archives, encoder weights, prepared data, splits, runs, cells and tables of a scale; nothing is changed.
+
+    data, results: the scale's folders. Files of runs and tables that the suite does not name are left alone.
+    """
+    datasets = sorted({spec.dataset_name for spec in suite.runs.values()})
+    checks: list[Check] = []
+    hashes = [*_archives(suite, data, datasets), *_published(suite, data)]
+    for name in datasets:
+        check, prepared = _tried("prepared", data / name / CHECKSUMS, _read_checksums)
+        checks.append(check)
+        hashes += prepared or []
+    records: dict[str, dict[str, Any]] = {}
+    for run, spec in suite.runs.items():
+        check, record = _tried("runs", _folder(results, run) / "run.json", _read_record, spec, data)
+        checks.append(check)
+        if record is not None:
+            records[run] = record
+            hashes += _recorded(_folder(results, run), record)
+    checks += _compare(hashes)
+    checks += _splits(suite, data, [check.path for check in checks if check.state == "differs"])
+    sound = set()
+    for run, spec in suite.runs.items():
+        path = _folder(results, run) / "evaluation.json"
+        if run not in records:
+            checks.append(_left_out("runs", path))
+            continue
+        check, _ = _tried("runs", path, _check_evaluation, spec, records[run])
+        checks.append(check)
+        if check.state == "same":
+            sound.add(run)
+    return [*checks, *_tables(suite, results, sound)]
+
+
+def _folder(results: Path, run: str) -> Path:
+    return results / "runs" / run
+
+
+def _tried(kind: str, path: Path, function: Callable[..., Any], *arguments: Any) -> tuple[Check, Any]:
+    """The outcome of function(path, *arguments), which raises UserError for what differs, and what it returned."""
+    if not path.exists():
+        return Check(kind, path, "absent"), None
+    try:
+        return Check(kind, path), function(path, *arguments)
+    except UserError as error:
+        # `where` may be a file that the function read beside `path`.
+        return Check(kind, Path(error.where), "differs", error.found, error.expected), None
+    except (KeyError, TypeError, ValueError, AttributeError, OSError) as error:
+        found = " ".join(f"{type(error).__name__} {error}".split())[:200]
+        return Check(kind, path, "differs", found, "what the suite writes there"), None
+
+
+def _left_out(kind: str, path: Path) -> Check:
+    """For a file that rests on one that differs or is absent."""
+    return Check(kind, path, "unchecked" if path.exists() else "absent")
+
+
+def _declared(kind: str, path: Path, archive: Archive, says: str) -> Iterator[Hash]:
+    for algorithm, digest in (("md5", archive.md5), ("sha256", archive.sha256)):
+        if digest:
+            yield Hash(kind, path, digest, says, algorithm)
+
+
+def _archives(suite: Suite, data: Path, datasets: Iterable[str]) -> Iterator[Hash]:
+    """Archives and encoder weights, by params; archives also by the manifest of what was prepared from them."""
+    for name in datasets:
+        manifest = data / name / "manifest.json"
+        _, recorded = _tried("prepared", manifest, lambda path: read_json(path)["archives"])
+        for archive in suite.datasets[name].archives.values():
+            path = data / "archives" / archive.file
+            yield from _declared("archives", path, archive, "params/datasets.yaml")
+            if recorded:
+                yield Hash("archives", path, str(recorded.get(archive.file)), manifest)
+    for file in sorted({spec.weights for spec in suite.runs.values() if spec.weights}):
+        yield from _declared("archives", Path(file), suite.weights[Path(file).name], "params/weights.yaml")
+
+
+def _read_checksums(path: Path) -> list[Hash]:
+    """What checksums.sha256 says about the files beside it; UserError unless the manifest vouches for it."""
+    folder = path.parent
+    expected = read_json(folder / "manifest.json")["content_sha256"]
+    if (found := sha256(path)) != expected:
+        raise UserError(path, f"sha256 {found}", f"{expected} of {folder / 'manifest.json'}")
+    lines = [line.partition("  ") for line in path.read_text(encoding="utf-8").splitlines()]
+    return [Hash("prepared", folder / name, digest, path, required=True) for digest, _, name in lines]
+
+
+def _published(suite: Suite, data: Path) -> Iterator[Hash]:
+    """Fetched split lists, by the manifests of the splits made of them."""
+    for split in sorted({spec.split for spec in suite.runs.values()}):
+        manifest = data / "splits" / split / "manifest.json"
+        _, content = _tried("splits", manifest, read_json)
+        for facts in ((content or {}).get("files") or {}).values():
+            if facts:
+                yield Hash("splits", data / "lists" / content["source"] / facts["path"], facts["sha256"], manifest)
+
+
+def _read_record(path: Path, spec: RunSpec, data: Path) -> dict[str, Any]:
+    """run.json; UserError if it was made with other params, other data or another split than those of today."""
+    record: dict[str, Any] = read_json(path)
+    provenance = record["provenance"]
+    made = RunSpec.model_validate(record["spec"])
+    then, now = flat(made.science()), flat(spec.science())
+    for key in sorted(then.keys() | now.keys()):
+        if then.get(key) != now.get(key):
+            raise UserError(path, f"{key} = {str(then.get(key))[:80]}", f"{str(now.get(key))[:80]} of today's params")
+    if provenance["params_sha256"] != made.params_sha256:
+        raise UserError(path, f"params_sha256 {provenance['params_sha256']}", f"{made.params_sha256} of its spec")
+    for key, folder in (("data_sha256", data / spec.dataset_name), ("split_sha256", data / "splits" / spec.split)):
+        manifest = folder / "manifest.json"
+        if manifest.exists() and (now_sha256 := sha256(manifest)) != provenance[key]:
+            raise UserError(path, f"{key} {provenance[key]}", f"{now_sha256} of today's {manifest}")
+    return record
+
+
+def _recorded(folder: Path, record: dict[str, Any]) -> Iterator[Hash]:
+    """The files that run.json vouches for."""
+    for name, digest in record["files"].items():
+        yield Hash("runs", folder / name, digest, folder / "run.json", required=True)
+    if encoder := record["provenance"]["encoder_weights"]:
+        yield Hash("archives", Path(encoder["file"]), encoder["sha256"], folder / "run.json")
+
+
+def _digest(job: tuple[Path, str]) -> str | None:
+    """The file's hash; None if it is absent."""
+    path, algorithm = job
+    try:
+        with path.open("rb") as stream:
+            return hashlib.file_digest(stream, algorithm).hexdigest()
+    except FileNotFoundError:
+        return None
+    except OSError as error:
+        return f"({error.strerror})"
+
+
+def _compare(hashes: Collection[Hash]) -> list[Check]:
+    """One check a file. Each is read once an algorithm, several at a time: hashing releases Python's lock."""
+    jobs = list(dict.fromkeys((item.path, item.algorithm) for item in hashes))
+    watched = sys.stderr.isatty()
+    with ThreadPoolExecutor() as pool:
+        results = track(
+            pool.map(_digest, jobs), "hashing", len(jobs), disable=not watched, console=Console(stderr=True),
+            transient=True,
+        )  # fmt: skip
+        digests = dict(zip(jobs, results, strict=True))
+    checks: dict[Path, Check] = {}
+    for item in hashes:
+        found = digests[item.path, item.algorithm]
+        check = Check(item.kind, item.path)
+        if found is None:
+            lost = Check(item.kind, item.path, "differs", "no file", f"the one that {item.says} names")
+            check = lost if item.required else Check(item.kind, item.path, "absent")
+        elif not found.startswith(item.digest.lower()):
+            expected = f"{item.digest} of {item.says}"
+            check = Check(item.kind, item.path, "differs", f"{item.algorithm} {found}", expected)
+        if checks.setdefault(item.path, check).state == "same":
+            checks[item.path] = check
+    return list(checks.values())
+
+
+def _splits(suite: Suite, data: Path, differing: Collection[Path]) -> Iterator[Check]:
+    for split, name in sorted({(spec.split, spec.dataset_name) for spec in suite.runs.values()}):
+        folder, prepared = data / "splits" / split, data / name
+        if (
+            any(path.parent in (prepared, prepared / "lists") for path in differing)
+            or not (prepared / "lists").is_dir()
+        ):
+            yield _left_out("splits", folder)
+        else:
+            check, _ = _tried("splits", folder, splits.check, prepared)
+            yield check
+
+
+def _check_evaluation(path: Path, spec: RunSpec, record: dict[str, Any]) -> None:
+    """Raise UserError unless the evaluation is of the run's weights, and its IoUs are those of its matrices."""
+    content, n_classes = read_json(path), len(spec.dataset.classes)
+    if (weights := content["weights_sha256"]) != record["files"]["weights.pt"]:
+        raise UserError(path, f"weights_sha256 {weights}", f"{record['files']['weights.pt']} of run.json")
+    for name in ("best", "last"):
+        counts = np.array(content[name]["confusion"])
+        if counts.shape != (n_classes, n_classes) or counts.dtype.kind != "i" or (counts < 0).any():
+            raise UserError(path, f"{name}.confusion {counts.dtype} {counts.shape}", f"{n_classes} rows of counts")
+        intersection = counts.diagonal()
+        with np.errstate(invalid="ignore"):
+            iou = 100 * intersection / (counts.sum(0) + counts.sum(1) - intersection)
+        written = np.array([np.nan if value is None else value for value in content[name]["iou"]])
+        for where, found, expected in [
+            (f"{name}.miou", np.array([content[name]["miou"]]), np.nanmean(iou, keepdims=True)),
+            (f"{name}.iou", written, iou),
+        ]:
+            if found.shape != expected.shape or not np.allclose(found, expected, ROUNDING, 0, equal_nan=True):
+                raise UserError(path, f"{where} {found}", f"{expected} of its confusion matrix")
+
+
+def _tables(suite: Suite, results: Path, sound: Collection[str]) -> Iterator[Check]:
+    """Cells and tables against those made again from the evaluations, byte by byte."""
+    with TemporaryDirectory() as name:
+        again = Path(name)
+        groups = [(suite, [Path("cells.csv")])]
+        for table in suite.tables:
+            views = [Path("tables") / f"{table}{suffix}" for suffix in (".csv", ".md", ".tex")]
+            groups.append((only(suite, table), [Path("cells") / f"{table}.csv", *views]))
+        for part, files in groups:
+            if any(run not in sound for cell in part.cells for run in cell.runs):
+                yield from (_left_out("tables", results / file) for file in files)
+                continue
+            write_cells(part, results, again / files[0])
+            if len(files) > 1:
+                table = files[0].stem
+                write_table(again / files[0], suite.tables[table], table, suite.params, again / "tables" / table)
+            for file in files:
+                check, _ = _tried("tables", results / file, _check_same, again / file)
+                yield check
+
+
+def _check_same(path: Path, again: Path) -> None:
+    """Raise UserError, showing the first line that differs, unless both files hold the same bytes."""
+    contents = [file.read_bytes().decode(errors="replace").splitlines(keepends=True) for file in (path, again)]
+    for number, (found, expected) in enumerate(zip_longest(*contents, fillvalue=""), start=1):
+        if found != expected:
+            first = next((i for i, (a, b) in enumerate(zip(found, expected, strict=False)) if a != b), 0)
+            part = slice(max(0, first - 30), first + 30)
+            raise UserError(path, f"line {number}: …{found[part]!r}", f"…{expected[part]!r}")
+
+
+def render(checks: Iterable[Check], console: Console) -> None:
+    """Print what differs, the counts, and what is absent."""
+    groups = {kind: [check for check in checks if check.kind == kind] for kind in KINDS}
+    for check in (check for group in groups.values() for check in group if check.state == "differs"):
+        console.print(Text(str(check.path), style="bold red"), soft_wrap=True)
+        console.print(Text(f"  found     {check.found}\n  expected  {check.expected}"), soft_wrap=True)
+    table = Table(box=None, padding=(0, 2, 0, 0), pad_edge=False)
+    table.add_column("files")
+    states = ("same", "differs", "absent", "unchecked")
+    for state in states:
+        table.add_column(state, justify="right")
+    for kind, group in groups.items():
+        table.add_row(kind, *(str(sum(check.state == state for check in group)) for state in states))
+    console.print(table)
+    for state, meaning in (("absent", "not made yet"), ("unchecked", "unchecked, for what they rest on")):
+        for kind, group in groups.items():
+            if paths := [str(check.path) for check in group if check.state == state]:
+                more = f" and {len(paths) - 1} more" if len(paths) > 1 else ""
+                console.print(Text(f"{meaning}: {paths[0]}{more}"), soft_wrap=True)
