@@ -241,8 +241,12 @@ def show(
     suite, results, console = load_suite(scale), Path("results") / scale, Console()
     if len(what) not in (1, 3):
         raise UserError("show", f"{len(what)} arguments", "a table; a table, a row and a column; or a run id")
-    if len(what) == 1 and what[0] in suite.tables and not as_json:
+    if len(what) == 1 and what[0] in suite.tables:
         path = results / "tables" / f"{what[0]}.md"
+        if as_json:
+            raise UserError(
+                "--json", f"the table {what[0]}", f"a cell or a run; numbers are in {path.with_suffix('.csv')}"
+            )
         try:
             console.print(Markdown(path.read_text(encoding="utf-8")))
         except OSError as error:

@@ -6,6 +6,7 @@ What rests on a file that differs is not checked, so that one changed file is on
 """
 
 import hashlib
+import math
 import sys
 from collections.abc import Callable, Collection, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -65,34 +66,34 @@ def verify(suite: Suite, data: Path, results: Path) -> list[Check]:
     datasets = sorted({spec.dataset_name for spec in suite.runs.values()})
     checks: list[Check] = []
     hashes = [*_archives(suite, data, datasets), *_published(suite, data)]
-    for name in datasets:
-        check, prepared = _tried("prepared", data / name / CHECKSUMS, _read_checksums)
+    for folder in (data / name for name in datasets):
+        # The manifest alone is what `dvc pull` brings.
+        if not (folder / "manifest.json").exists() or not (folder / "images").exists():
+            checks.append(Check("prepared", folder, "absent"))
+            continue
+        check, listed = _tried("prepared", folder, _read_checksums)
         checks.append(check)
-        hashes += prepared or []
-    records: dict[str, dict[str, Any]] = {}
+        hashes += listed or []
+    vouched: dict[str, list[Hash]] = {}
     for run, spec in suite.runs.items():
-        check, record = _tried("runs", _folder(results, run) / "run.json", _read_record, spec, data)
+        check, files = _tried("runs", results / "runs" / run / "run.json", _read_record, spec, data)
         checks.append(check)
-        if record is not None:
-            records[run] = record
-            hashes += _recorded(_folder(results, run), record)
+        if files is not None:
+            vouched[run] = files
+            hashes += files
     checks += _compare(hashes)
     checks += _splits(suite, data, [check.path for check in checks if check.state == "differs"])
     sound = set()
     for run, spec in suite.runs.items():
-        path = _folder(results, run) / "evaluation.json"
-        if run not in records:
+        path = results / "runs" / run / "evaluation.json"
+        if run not in vouched:
             checks.append(_left_out("runs", path))
             continue
-        check, _ = _tried("runs", path, _check_evaluation, spec, records[run])
+        check, _ = _tried("runs", path, _check_evaluation, len(spec.dataset.classes), vouched[run][0])
         checks.append(check)
         if check.state == "same":
             sound.add(run)
     return [*checks, *_tables(suite, results, sound)]
-
-
-def _folder(results: Path, run: str) -> Path:
-    return results / "runs" / run
 
 
 def _tried(kind: str, path: Path, function: Callable[..., Any], *arguments: Any) -> tuple[Check, Any]:
@@ -134,10 +135,12 @@ def _archives(suite: Suite, data: Path, datasets: Iterable[str]) -> Iterator[Has
         yield from _declared("archives", Path(file), suite.weights[Path(file).name], "params/weights.yaml")
 
 
-def _read_checksums(path: Path) -> list[Hash]:
-    """What checksums.sha256 says about the files beside it; UserError unless the manifest vouches for it."""
-    folder = path.parent
+def _read_checksums(folder: Path) -> list[Hash]:
+    """What checksums.sha256 says about the files of a prepared folder; UserError unless the manifest vouches for it."""
+    path = folder / CHECKSUMS
     expected = read_json(folder / "manifest.json")["content_sha256"]
+    if not path.exists():
+        raise UserError(path, "no file", "what `u2pl data prepare` writes")
     if (found := sha256(path)) != expected:
         raise UserError(path, f"sha256 {found}", f"{expected} of {folder / 'manifest.json'}")
     lines = [line.partition("  ") for line in path.read_text(encoding="utf-8").splitlines()]
@@ -147,17 +150,23 @@ def _read_checksums(path: Path) -> list[Hash]:
 def _published(suite: Suite, data: Path) -> Iterator[Hash]:
     """Fetched split lists, by the manifests of the splits made of them."""
     for split in sorted({spec.split for spec in suite.runs.values()}):
-        manifest = data / "splits" / split / "manifest.json"
-        _, content = _tried("splits", manifest, read_json)
-        for facts in ((content or {}).get("files") or {}).values():
-            if facts:
-                yield Hash("splits", data / "lists" / content["source"] / facts["path"], facts["sha256"], manifest)
+        _, hashes = _tried("splits", data / "splits" / split / "manifest.json", _read_files, data / "lists")
+        yield from hashes or []
 
 
-def _read_record(path: Path, spec: RunSpec, data: Path) -> dict[str, Any]:
-    """run.json; UserError if it was made with other params, other data or another split than those of today."""
-    record: dict[str, Any] = read_json(path)
-    provenance = record["provenance"]
+def _read_files(manifest: Path, lists: Path) -> list[Hash]:
+    content = read_json(manifest)
+    files = [facts for facts in content.get("files", {}).values() if facts]
+    return [Hash("splits", lists / content["source"] / facts["path"], facts["sha256"], manifest) for facts in files]
+
+
+def _read_record(path: Path, spec: RunSpec, data: Path) -> list[Hash]:
+    """The files that run.json vouches for: weights.pt, history.csv, and the encoder's weights if there are any.
+
+    Raises UserError if the run was made with other params, other data or another split than those of today.
+    """
+    record = read_json(path)
+    provenance, encoder = record["provenance"], record["provenance"]["encoder_weights"]
     made = RunSpec.model_validate(record["spec"])
     then, now = flat(made.science()), flat(spec.science())
     for key in sorted(then.keys() | now.keys()):
@@ -169,15 +178,9 @@ def _read_record(path: Path, spec: RunSpec, data: Path) -> dict[str, Any]:
         manifest = folder / "manifest.json"
         if manifest.exists() and (now_sha256 := sha256(manifest)) != provenance[key]:
             raise UserError(path, f"{key} {provenance[key]}", f"{now_sha256} of today's {manifest}")
-    return record
-
-
-def _recorded(folder: Path, record: dict[str, Any]) -> Iterator[Hash]:
-    """The files that run.json vouches for."""
-    for name, digest in record["files"].items():
-        yield Hash("runs", folder / name, digest, folder / "run.json", required=True)
-    if encoder := record["provenance"]["encoder_weights"]:
-        yield Hash("archives", Path(encoder["file"]), encoder["sha256"], folder / "run.json")
+    names = ("weights.pt", "history.csv")
+    hashes = [Hash("runs", path.parent / name, record["files"][name], path, required=True) for name in names]
+    return hashes + ([Hash("archives", Path(encoder["file"]), encoder["sha256"], path)] if encoder else [])
 
 
 def _digest(job: tuple[Path, str]) -> str | None:
@@ -220,21 +223,19 @@ def _compare(hashes: Collection[Hash]) -> list[Check]:
 def _splits(suite: Suite, data: Path, differing: Collection[Path]) -> Iterator[Check]:
     for split, name in sorted({(spec.split, spec.dataset_name) for spec in suite.runs.values()}):
         folder, prepared = data / "splits" / split, data / name
-        if (
-            any(path.parent in (prepared, prepared / "lists") for path in differing)
-            or not (prepared / "lists").is_dir()
-        ):
+        unsound = any(path.parent in (prepared, prepared / "lists") for path in differing)
+        if unsound or not (prepared / "lists").is_dir():
             yield _left_out("splits", folder)
         else:
             check, _ = _tried("splits", folder, splits.check, prepared)
             yield check
 
 
-def _check_evaluation(path: Path, spec: RunSpec, record: dict[str, Any]) -> None:
+def _check_evaluation(path: Path, n_classes: int, weights: Hash) -> None:
     """Raise UserError unless the evaluation is of the run's weights, and its IoUs are those of its matrices."""
-    content, n_classes = read_json(path), len(spec.dataset.classes)
-    if (weights := content["weights_sha256"]) != record["files"]["weights.pt"]:
-        raise UserError(path, f"weights_sha256 {weights}", f"{record['files']['weights.pt']} of run.json")
+    content = read_json(path)
+    if content["weights_sha256"] != weights.digest:
+        raise UserError(path, f"weights_sha256 {content['weights_sha256']}", f"{weights.digest} of {weights.says}")
     for name in ("best", "last"):
         counts = np.array(content[name]["confusion"])
         if counts.shape != (n_classes, n_classes) or counts.dtype.kind != "i" or (counts < 0).any():
@@ -242,13 +243,12 @@ def _check_evaluation(path: Path, spec: RunSpec, record: dict[str, Any]) -> None
         intersection = counts.diagonal()
         with np.errstate(invalid="ignore"):
             iou = 100 * intersection / (counts.sum(0) + counts.sum(1) - intersection)
-        written = np.array([np.nan if value is None else value for value in content[name]["iou"]])
-        for where, found, expected in [
-            (f"{name}.miou", np.array([content[name]["miou"]]), np.nanmean(iou, keepdims=True)),
-            (f"{name}.iou", written, iou),
-        ]:
-            if found.shape != expected.shape or not np.allclose(found, expected, ROUNDING, 0, equal_nan=True):
-                raise UserError(path, f"{where} {found}", f"{expected} of its confusion matrix")
+        pairs = [("miou", content[name]["miou"], float(np.nanmean(iou)))]
+        pairs += zip((f"iou.{c}" for c in range(n_classes)), content[name]["iou"], iou.tolist(), strict=True)
+        for where, found, expected in pairs:
+            same = math.isnan(expected) if found is None else math.isclose(found, expected, rel_tol=ROUNDING)
+            if not same:
+                raise UserError(path, f"{name}.{where} {found}", f"{expected} of its confusion matrix")
 
 
 def _tables(suite: Suite, results: Path, sound: Collection[str]) -> Iterator[Check]:
@@ -282,7 +282,7 @@ def _check_same(path: Path, again: Path) -> None:
             raise UserError(path, f"line {number}: …{found[part]!r}", f"…{expected[part]!r}")
 
 
-def render(checks: Iterable[Check], console: Console) -> None:
+def render(checks: Collection[Check], console: Console) -> None:
     """Print what differs, the counts, and what is absent."""
     groups = {kind: [check for check in checks if check.kind == kind] for kind in KINDS}
     for check in (check for group in groups.values() for check in group if check.state == "differs"):
@@ -297,7 +297,7 @@ def render(checks: Iterable[Check], console: Console) -> None:
         table.add_row(kind, *(str(sum(check.state == state for check in group)) for state in states))
     console.print(table)
     for state, meaning in (("absent", "not made yet"), ("unchecked", "unchecked, for what they rest on")):
-        for kind, group in groups.items():
+        for group in groups.values():
             if paths := [str(check.path) for check in group if check.state == state]:
                 more = f" and {len(paths) - 1} more" if len(paths) > 1 else ""
                 console.print(Text(f"{meaning}: {paths[0]}{more}"), soft_wrap=True)
