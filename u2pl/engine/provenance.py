@@ -82,7 +82,7 @@ def library_versions() -> dict[str, str | None]:
         "torch": torch.__version__,
         "cuda": torch.version.cuda,
         "cudnn": str(cudnn) if cudnn else None,
-        "libjpeg": features.version("jpg"),  # decides what a JPEG's pixels are
+        "libjpeg": features.version("libjpeg_turbo") or features.version("jpg"),  # decides what a JPEG's pixels are
     }
     for name in LIBRARIES:
         try:

@@ -141,7 +141,10 @@ def _heading(description: dict[str, Any]) -> Iterator[tuple[str, str]]:
 
 
 def _origin(records: list[Record]) -> Iterator[tuple[str, str]]:
-    """Labels and texts of what the runs were made from; a text that is not equal for all stands once a seed."""
+    """Labels and texts of what the runs were made from; a text that is not equal for all stands once a seed.
+
+    Hashes are SHA-256; they and their labels fit 80 columns.
+    """
 
     def row(label: str, text: Callable[[Record, dict[str, Any]], str]) -> tuple[str, str]:
         texts = {record["spec"]["seed"]: text(record, record["provenance"]) for record in records}
@@ -156,16 +159,16 @@ def _origin(records: list[Record]) -> Iterator[tuple[str, str]]:
     yield row("recipe", lambda r, p: _listed(flat(r["spec"]["recipe"]), " "))
     yield row("scoring", lambda r, p: _listed(r["spec"]["dataset"]["evaluation"], " "))
     # The seed is a part of the params, and so of their hash.
-    yield row("params", lambda r, p: f"sha256 {p['params_sha256']}")
+    yield row("params", lambda r, p: p["params_sha256"])
     yield row("split", lambda r, p: _split(p["split"]))
-    yield row("", lambda r, p: f"manifest {p['split_sha256']}")
+    yield row("  manifest", lambda r, p: p["split_sha256"])
     yield row("data", lambda r, p: f"{r['spec']['dataset_name']}: {_listed(p['data']['counts'], ' ')}")
-    yield row("", lambda r, p: f"manifest {p['data_sha256']}")
-    yield row("", lambda r, p: f"content {p['data']['content_sha256']}")
-    yield row("archives", lambda r, p: "\n".join(f"{n}\n  {h}" for n, h in sorted(p["data"]["archives"].items())))
+    yield row("  manifest", lambda r, p: p["data_sha256"])
+    yield row("  content", lambda r, p: p["data"]["content_sha256"])
+    yield row("archives", lambda r, p: "\n".join(f"{n}\n{h}" for n, h in sorted(p["data"]["archives"].items())))
     yield row("encoder", lambda r, p: _encoder(p["encoder_weights"]))
     if len(records) == 1:
-        yield row("weights", lambda r, p: f"sha256 {r['files']['weights.pt']}")
+        yield row("weights", lambda r, p: r["files"]["weights.pt"])
         yield row("seed", lambda r, p: str(p["seed"]))
         yield row("took", _took)
     yield row("machine", lambda r, p: _machine(p))
@@ -191,7 +194,7 @@ def _code(git: dict[str, Any]) -> str:
         return "not in a git checkout"
     if not git["dirty"]:
         return f"commit {git['commit']}, no local changes"
-    return f"commit {git['commit']}\nwith local changes, sha256 of the diff\n{git['diff_sha256']}"
+    return f"commit {git['commit']}\nwith local changes, whose hash is\n{git['diff_sha256']}"
 
 
 def _factors(spec: dict[str, Any]) -> str:
@@ -211,7 +214,7 @@ def _split(split: dict[str, Any]) -> str:
 
 
 def _encoder(weights: dict[str, str] | None) -> str:
-    return f"{weights['file']}\n  {weights['sha256']}" if weights else "random initialisation"
+    return f"{weights['file']}\n{weights['sha256']}" if weights else "random initialisation"
 
 
 def _took(record: Record, provenance: dict[str, Any]) -> str:
