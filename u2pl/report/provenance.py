@@ -58,8 +58,8 @@ def read_record(suite: Suite, results: Path, run: str) -> Record:
         raise UserError(folder / "run.json", "no file", f"a finished run: {command(suite, results, [run])}")
     evaluation = folder / "evaluation.json"
     record = read_json(folder / "run.json")
-    if not isinstance(record, dict):
-        raise UserError(folder / "run.json", type(record).__name__, "the record of a run")
+    if not isinstance(record, dict) or record.get("id") != run:
+        raise UserError(folder / "run.json", "another content", f"the record of {run}")
     return record | {"miou": {name: read_miou(evaluation, name) for name in ("best", "last")}}
 
 
@@ -105,7 +105,7 @@ def render(description: dict[str, Any], console: Console) -> None:
             grid.add_row(label, Text(text))
         seeds = _seeds(records) if len(records) > 1 else None
     except (KeyError, TypeError, ValueError) as error:
-        where = " or ".join(f"{record.get('id')}/run.json" for record in records)
+        where = " or ".join(f"{record['id']}/run.json" for record in records)
         raise UserError(where, f"{type(error).__name__} {error}", "the record of a run by this version") from error
     console.print(grid)
     if seeds is not None:

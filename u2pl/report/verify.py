@@ -128,11 +128,11 @@ def _archives(suite: Suite, data: Path, datasets: Iterable[str]) -> Iterator[Has
         _, recorded = _tried("prepared", manifest, lambda path: read_json(path)["archives"])
         for archive in suite.datasets[name].archives.values():
             path = data / "archives" / archive.file
-            yield from _declared("archives", path, archive, "params/datasets.yaml")
+            yield from _declared("archives", path, archive, "params")
             if recorded:
                 yield Hash("archives", path, str(recorded.get(archive.file)), manifest)
     for file in sorted({spec.weights for spec in suite.runs.values() if spec.weights}):
-        yield from _declared("archives", Path(file), suite.weights[Path(file).name], "params/weights.yaml")
+        yield from _declared("archives", Path(file), suite.weights[Path(file).name], "params")
 
 
 def _read_checksums(folder: Path) -> list[Hash]:
@@ -236,6 +236,7 @@ def _check_evaluation(path: Path, n_classes: int, weights: Hash) -> None:
     content = read_json(path)
     if content["weights_sha256"] != weights.digest:
         raise UserError(path, f"weights_sha256 {content['weights_sha256']}", f"{weights.digest} of {weights.says}")
+    labels: list[list[int]] = []
     for name in ("best", "last"):
         counts = np.array(content[name]["confusion"])
         if counts.shape != (n_classes, n_classes) or counts.dtype.kind != "i" or (counts < 0).any():
@@ -249,6 +250,11 @@ def _check_evaluation(path: Path, n_classes: int, weights: Hash) -> None:
             same = math.isnan(expected) if found is None else math.isclose(found, expected, rel_tol=ROUNDING)
             if not same:
                 raise UserError(path, f"{name}.{where} {found}", f"{expected} of its confusion matrix")
+        labels.append(counts.sum(1).tolist())
+    # Both checkpoints saw the same masks. An entry of two classes that were never right moves no IoU, but this.
+    if labels[0] != labels[1]:
+        c = next(c for c in range(n_classes) if labels[0][c] != labels[1][c])
+        raise UserError(path, f"{labels[1][c]} pixels of class {c} in last.confusion", f"{labels[0][c]} as in best")
 
 
 def _tables(suite: Suite, results: Path, sound: Collection[str]) -> Iterator[Check]:
