@@ -37,7 +37,7 @@ ROUNDING = 1e-12  # relative; one pixel of Cityscapes' validation set changes a 
 
 @dataclass(frozen=True)
 class Check:
-    """The outcome for one file, or for one folder of split lists."""
+    """The outcome for one file; that of a manifest is the one for the folder's lists."""
 
     kind: str
     path: Path
@@ -48,7 +48,7 @@ class Check:
 
 @dataclass(frozen=True)
 class Hash:
-    """The hash that a file should have, or the first digits of it, and who says so."""
+    """The hash that a file should have, or the first digits of it, and who says so; empty if nobody does."""
 
     kind: str
     path: Path
@@ -115,24 +115,23 @@ def _left_out(kind: str, path: Path) -> Check:
     return Check(kind, path, "unchecked" if path.exists() else "absent")
 
 
-def _declared(kind: str, path: Path, archive: Archive, says: str) -> Iterator[Hash]:
-    for algorithm, digest in (("md5", archive.md5), ("sha256", archive.sha256)):
-        if digest:
-            yield Hash(kind, path, digest, says, algorithm)
+def _declared(path: Path, archive: Archive) -> list[Hash]:
+    hashes = (("md5", archive.md5), ("sha256", archive.sha256))
+    return [Hash("archives", path, digest or "", "params", algorithm) for algorithm, digest in hashes]
 
 
 def _archives(suite: Suite, data: Path, datasets: Iterable[str]) -> Iterator[Hash]:
     """Archives and encoder weights, by params; archives also by the manifest of what was prepared from them."""
     for name in datasets:
         manifest = data / name / "manifest.json"
-        _, recorded = _tried("prepared", manifest, lambda path: read_json(path)["archives"])
+        _, recorded = _tried("prepared", manifest, lambda path: dict(read_json(path)["archives"]))
         for archive in suite.datasets[name].archives.values():
             path = data / "archives" / archive.file
-            yield from _declared("archives", path, archive, "params")
+            yield from _declared(path, archive)
             if recorded:
                 yield Hash("archives", path, str(recorded.get(archive.file)), manifest)
     for file in sorted({spec.weights for spec in suite.runs.values() if spec.weights}):
-        yield from _declared("archives", Path(file), suite.weights[Path(file).name], "params")
+        yield from _declared(Path(file), suite.weights[Path(file).name])
 
 
 def _read_checksums(folder: Path) -> list[Hash]:
@@ -157,7 +156,9 @@ def _published(suite: Suite, data: Path) -> Iterator[Hash]:
 def _read_files(manifest: Path, lists: Path) -> list[Hash]:
     content = read_json(manifest)
     files = [facts for facts in content.get("files", {}).values() if facts]
-    return [Hash("splits", lists / content["source"] / facts["path"], facts["sha256"], manifest) for facts in files]
+    return [
+        Hash("splits", lists / content["source"] / facts["path"], str(facts["sha256"]), manifest) for facts in files
+    ]
 
 
 def _read_record(path: Path, spec: RunSpec, data: Path) -> list[Hash]:
@@ -178,9 +179,9 @@ def _read_record(path: Path, spec: RunSpec, data: Path) -> list[Hash]:
         manifest = folder / "manifest.json"
         if manifest.exists() and (now_sha256 := sha256(manifest)) != provenance[key]:
             raise UserError(path, f"{key} {provenance[key]}", f"{now_sha256} of today's {manifest}")
-    names = ("weights.pt", "history.csv")
-    hashes = [Hash("runs", path.parent / name, record["files"][name], path, required=True) for name in names]
-    return hashes + ([Hash("archives", Path(encoder["file"]), encoder["sha256"], path)] if encoder else [])
+    files = {name: str(record["files"][name]) for name in ("weights.pt", "history.csv")}
+    hashes = [Hash("runs", path.parent / name, digest, path, required=True) for name, digest in files.items()]
+    return hashes + ([Hash("archives", Path(encoder["file"]), str(encoder["sha256"]), path)] if encoder else [])
 
 
 def _digest(job: tuple[Path, str]) -> str | None:
@@ -197,7 +198,9 @@ def _digest(job: tuple[Path, str]) -> str | None:
 
 def _compare(hashes: Collection[Hash]) -> list[Check]:
     """One check a file. Each is read once an algorithm, several at a time: hashing releases Python's lock."""
-    jobs = list(dict.fromkeys((item.path, item.algorithm) for item in hashes))
+    known = [item for item in hashes if item.digest]
+    unknown = {item.path: _left_out(item.kind, item.path) for item in hashes}
+    jobs = list(dict.fromkeys((item.path, item.algorithm) for item in known))
     watched = sys.stderr.isatty()
     with ThreadPoolExecutor() as pool:
         results = track(
@@ -206,7 +209,7 @@ def _compare(hashes: Collection[Hash]) -> list[Check]:
         )  # fmt: skip
         digests = dict(zip(jobs, results, strict=True))
     checks: dict[Path, Check] = {}
-    for item in hashes:
+    for item in known:
         found = digests[item.path, item.algorithm]
         check = Check(item.kind, item.path)
         if found is None:
@@ -217,17 +220,17 @@ def _compare(hashes: Collection[Hash]) -> list[Check]:
             check = Check(item.kind, item.path, "differs", f"{item.algorithm} {found}", expected)
         if checks.setdefault(item.path, check).state == "same":
             checks[item.path] = check
-    return list(checks.values())
+    return list((unknown | checks).values())
 
 
 def _splits(suite: Suite, data: Path, differing: Collection[Path]) -> Iterator[Check]:
     for split, name in sorted({(spec.split, spec.dataset_name) for spec in suite.runs.values()}):
-        folder, prepared = data / "splits" / split, data / name
+        manifest, prepared = data / "splits" / split / "manifest.json", data / name
         unsound = any(path.parent in (prepared, prepared / "lists") for path in differing)
         if unsound or not (prepared / "lists").is_dir():
-            yield _left_out("splits", folder)
+            yield _left_out("splits", manifest)
         else:
-            check, _ = _tried("splits", folder, splits.check, prepared)
+            check, _ = _tried("splits", manifest, lambda path, prepared: splits.check(path.parent, prepared), prepared)
             yield check
 
 
@@ -302,7 +305,7 @@ def render(checks: Collection[Check], console: Console) -> None:
     for kind, group in groups.items():
         table.add_row(kind, *(str(sum(check.state == state for check in group)) for state in states))
     console.print(table)
-    for state, meaning in (("absent", "not made yet"), ("unchecked", "unchecked, for what they rest on")):
+    for state, meaning in (("absent", "not made yet"), ("unchecked", "cannot be checked")):
         for group in groups.values():
             if paths := [str(check.path) for check in group if check.state == state]:
                 more = f" and {len(paths) - 1} more" if len(paths) > 1 else ""
