@@ -27,7 +27,7 @@ endif
 
 demo: $(STAMP)
 	snakemake --profile demo
-	u2pl show results/demo/tables/table2.md
+	u2pl show table2
 	@echo "All tables: results/demo/tables/ (.md, .csv, .tex); every number: results/demo/cells.csv"
 
 lint: $(STAMP)

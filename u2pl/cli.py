@@ -1,5 +1,6 @@
 """`u2pl <verb>`: what the workflow's rules call, one verb a rule."""
 
+import json
 import sys
 from pathlib import Path
 from typing import Annotated
@@ -212,30 +213,66 @@ def cells(scale: Scale = "demo") -> None:
 @app.command()
 def table(name: str, scale: Scale = "demo") -> None:
     """Write one table as CSV, Markdown and LaTeX, and its own cells."""
-    from u2pl.report.cells import write_cells
+    from u2pl.report.cells import only, write_cells
     from u2pl.report.tables import write_table
 
     suite = load_suite(scale)
     if name not in suite.tables:
         raise UserError(f"table {name!r}", "no such file in params/tables", nearest(name, list(suite.tables)))
     results = Path("results") / scale
-    # Only this table's runs are looked at, so that one table can be made without the others.
-    own = suite.model_copy(update={"cells": [cell for cell in suite.cells if cell.table == name]})
     source = results / "cells" / f"{name}.csv"
-    write_cells(own, results, source)
+    write_cells(only(suite, name), results, source)
     write_table(source, suite.tables[name], name, suite.params, results / "tables" / name)
 
 
 @app.command()
-def show(path: Path) -> None:
-    """Print a Markdown table on the terminal."""
+def show(
+    what: Annotated[list[str], typer.Argument(help="A table; a table, a row and a column; or a run id.")],
+    scale: Scale = "demo",
+    as_json: Annotated[bool, typer.Option("--json", help="The same for machines, and whole.")] = False,
+) -> None:
+    """Print a table that has been made, or where one of its numbers, or a run, comes from."""
     from rich.console import Console
     from rich.markdown import Markdown
 
-    try:
-        Console().print(Markdown(path.read_text(encoding="utf-8")))
-    except OSError as error:
-        raise UserError(path, error.strerror, "a table that has been made") from error
+    from u2pl.report.provenance import describe_cell, describe_run, find_cell, render
+
+    suite, results, console = load_suite(scale), Path("results") / scale, Console()
+    if len(what) not in (1, 3):
+        raise UserError("show", f"{len(what)} arguments", "a table; a table, a row and a column; or a run id")
+    if len(what) == 1 and what[0] in suite.tables:
+        path = results / "tables" / f"{what[0]}.md"
+        if as_json:
+            raise UserError(
+                "--json", f"the table {what[0]}", f"a cell or a run; numbers are in {path.with_suffix('.csv')}"
+            )
+        try:
+            console.print(Markdown(path.read_text(encoding="utf-8")))
+        except OSError as error:
+            raise UserError(path, error.strerror, f"a table made by `snakemake {what[0]}`") from error
+        return
+    if len(what) == 1:
+        description = describe_run(suite, results, what[0])
+    else:
+        description = describe_cell(suite, results, find_cell(suite, *what))
+    if as_json:
+        print(json.dumps(description, indent=1, sort_keys=True))
+    else:
+        render(description, console)
+
+
+@app.command()
+def verify(scale: Scale = "demo") -> None:
+    """Check data, splits, runs and tables against what vouches for them; exit code 1 if a file differs."""
+    from rich.console import Console
+
+    from u2pl.report.verify import render
+    from u2pl.report.verify import verify as run
+
+    checks = run(load_suite(scale), Path("data") / scale, Path("results") / scale)
+    render(checks, Console())
+    if any(check.state == "differs" for check in checks):
+        raise typer.Exit(1)
 
 
 @app.command()

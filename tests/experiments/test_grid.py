@@ -183,3 +183,20 @@ def test_a_table_and_a_row_are_yaml_edits(params):
     assert "pascal_blender-1323-u2pl-contrastive_weight=0.0-seed0" in after
     # A scale that lists its tables runs those alone.
     assert not any("contrastive_weight=0.0" in run for run in load_suite("demo", params).runs)
+
+
+def test_departures_lead_back_to_the_paper():
+    """With the departures' values instead of its own, the released run has the paper run's settings."""
+    runs = load_suite("paper", ROOT).runs
+    paper = runs["pascal_blender-1323-u2pl-seed0"]
+    assert paper.departures == {}
+    for change in ("released", "anchors_per_class=256"):
+        spec = runs[f"pascal_blender-1323-u2pl-{change}-seed0"]
+        assert spec.departures and spec.settings != paper.settings
+        assert spec.settings.model_dump() | spec.departures == paper.settings.model_dump()
+
+
+def test_what_a_scale_changes_departs_from_the_paper():
+    runs = load_suite("demo", ROOT).runs
+    assert runs["pascal_blender-6-u2pl-seed0"].departures == {"bank_size": 30000, "bank_size_background": 50000}
+    assert runs["pascal_blender-6-cutmix-seed0"].departures == {}, "a method without a bank"

@@ -3,10 +3,10 @@
 <target>/images/<id><suffix>   upstream's bytes, decoded once to prove them complete
 <target>/masks/<id>.png        (H, W) uint8: 0 to n_classes - 1, or the ignore label
 <target>/lists/{train,train_aug,val}.txt
+<target>/checksums.sha256      of all those files, as sha256sum writes and checks them
 <target>/manifest.json         written last: where it stands, everything else is complete
 """
 
-import hashlib
 import io
 import multiprocessing
 import os
@@ -33,6 +33,7 @@ from u2pl.experiments.schema import Dataset
 from u2pl.files import atomic_path, locked, read_json, sha256, write_json
 
 _SUFFIX = {"pascal": ".jpg", "cityscapes": ".png"}
+CHECKSUMS = "checksums.sha256"
 _FORMAT = 1  # of the prepared folder; part of the resume key, so a change of it converts anew
 
 
@@ -323,12 +324,13 @@ def _write_mask(job: _Job, labels: UInt8) -> None:
 
 
 def _content_hash(target: Path, suffix: str, plan: _Plan, pool: ProcessPoolExecutor) -> tuple[int, str]:
-    """Number of files, and one SHA-256 over the names and hashes of all of them."""
+    """Write the names and hashes of all files to checksums.sha256; their number, and the SHA-256 of what is written."""
     names = [f"lists/{name}.txt" for name in plan.lists]
     names += [f"images/{image_id}{suffix}" for image_id in plan.images.values()]
     names += [f"masks/{image_id}.png" for image_id in plan.masks.values()]
     names = sort_ids(names)
-    total = hashlib.sha256()
-    for name, digest in zip(names, pool.map(sha256, [target / name for name in names], chunksize=64), strict=True):
-        total.update(f"{digest}  {name}\n".encode())
-    return len(names), total.hexdigest()
+    digests = pool.map(sha256, [target / name for name in names], chunksize=64)
+    with atomic_path(target / CHECKSUMS) as temporary:
+        lines = [f"{digest}  {name}\n" for name, digest in zip(names, digests, strict=True)]
+        temporary.write_bytes("".join(lines).encode())
+    return len(names), sha256(target / CHECKSUMS)

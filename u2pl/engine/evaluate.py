@@ -17,7 +17,7 @@ from u2pl.data.lists import read_ids
 from u2pl.engine.checkpoints import load, load_network_weights
 from u2pl.engine.seeding import choose_device, deterministic
 from u2pl.errors import UserError
-from u2pl.files import write_json
+from u2pl.files import sha256, write_json
 from u2pl.models import DeepLab, build_network
 from u2pl.models.deeplab import upsample
 
@@ -163,13 +163,14 @@ def evaluate_run(spec: "RunSpec", prepared: Path, split: Path, run_dir: Path, de
     """Evaluate weights.pt of a run on the split's val.txt and write evaluation.json beside it.
 
     evaluation.json: {"last": {"confusion": rows of target classes, "iou": percent per class (null where the class
-    occurs nowhere), "miou": percent}, "best": the same}. Raises UserError if a file is missing or does not fit.
+    occurs nowhere), "miou": percent}, "best": the same, "weights_sha256": of weights.pt}. Raises UserError if a file is
+    missing or does not fit.
     """
     target = choose_device(device, spec.recipe.gpus)
     ids = validation_ids(split)
     path = run_dir / "weights.pt"
     weights = load(path)
-    results: dict[str, Any] = {}
+    results: dict[str, Any] = {"weights_sha256": sha256(path)}
     with deterministic(spec.recipe.threads):
         network = network_of(spec).to(target)
         for selection in ("last", "best"):

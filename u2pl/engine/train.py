@@ -18,10 +18,10 @@ from u2pl.data.batches import TrainBatches
 from u2pl.data.lists import read_ids
 from u2pl.engine import checkpoints
 from u2pl.engine.evaluate import evaluate, evaluate_run, mean_iou, network_of, pad_label, validation_ids
-from u2pl.engine.provenance import device_name, git_state, library_versions, peak_memory_mb
+from u2pl.engine.provenance import peak_memory_mb, record
 from u2pl.engine.seeding import choose_device, deterministic, random_state, restore_random_state, seed_everything
 from u2pl.errors import UserError
-from u2pl.files import atomic_path, write_json
+from u2pl.files import atomic_path, sha256, write_json
 from u2pl.methods import Progress, build_method
 from u2pl.models import DeepLab, load_encoder_weights
 
@@ -55,6 +55,7 @@ def train(
     target = choose_device(device, spec.recipe.gpus)
     with deterministic(spec.recipe.threads):
         trainer = Trainer(spec, prepared, split, weights, target)
+        start = record(spec, split, prepared, weights, target)  # now: files may change during a long training
         key = checkpoints.state_key(spec, split, prepared, weights, target)
         path = state / STATE_FILE
         saved = checkpoints.load_state(path, key)
@@ -65,7 +66,7 @@ def train(
             if trainer.validation_due():
                 trainer.validate()
                 checkpoints.save(path, {"key": key, **trainer.state()})
-        write_run(out, trainer, split, prepared)
+        write_run(out, trainer, start)
     # From the file, as `u2pl evaluate` does. The state stays until then: a failed evaluation costs no training.
     evaluate_run(spec, prepared, split, out, device)
     path.unlink(missing_ok=True)
@@ -242,8 +243,11 @@ class Trainer:
         restore_random_state(state["random"], self.generator)
 
 
-def write_run(out: Path, trainer: Trainer, split: Path, prepared: Path) -> None:
-    """Write the run directory. run.json is its token: removed first and written last, it vouches for the others."""
+def write_run(out: Path, trainer: Trainer, start: dict[str, Any]) -> None:
+    """Write the run directory. run.json is its token: removed first and written last, it vouches for the others.
+
+    start: what `u2pl.engine.provenance.record` found when the training began.
+    """
     assert trainer.best is not None
     (out / "run.json").unlink(missing_ok=True)
     spec, best = trainer.spec, trainer.best
@@ -256,20 +260,16 @@ def write_run(out: Path, trainer: Trainer, split: Path, prepared: Path) -> None:
         writer.writeheader()
         writer.writerows(trainer.history)
     write_live(out / "live", trainer.history)
-    provenance = {
-        "git": git_state(),
-        "split_sha256": checkpoints.manifest_hash(split),
-        "data_sha256": checkpoints.manifest_hash(prepared),
-        "libraries": library_versions(),
-        "device": device_name(trainer.device),
+    provenance = start | {
         "world_size": 1,
-        "seed": spec.seed,
         "steps": trainer.steps,
         "wall_time_s": trainer.elapsed(),
         "images_per_s": trainer.images / trainer.training_seconds,
         "peak_memory_mb": peak_memory_mb(trainer.device),
     }
-    write_json(out / "run.json", {"id": spec.id, "spec": spec.model_dump(mode="json"), "provenance": provenance} | meta)
+    files = {name: sha256(out / name) for name in ("weights.pt", "history.csv")}
+    parts = {"id": spec.id, "spec": spec.model_dump(mode="json"), "files": files, "provenance": provenance}
+    write_json(out / "run.json", parts | meta)
 
 
 def write_live(folder: Path, history: list[dict[str, float]]) -> None:

@@ -129,7 +129,7 @@ def _grid(
                 labelled = _labelled(column, path, protocols)
                 dataset = protocols[column.protocol].dataset
                 where = f"{path}: rows.{number}"
-                reading, chosen, overrides = _settings(row, where, datasets[dataset].kind, methods, presets)
+                reading, chosen, overrides, departures = _settings(row, where, datasets[dataset].kind, methods, presets)
                 trained = chosen.model_copy(update={"checkpoint_selection": "best"})
                 reported = chosen.checkpoint_selection
                 common: dict[str, Any] = {
@@ -150,6 +150,7 @@ def _grid(
                         settings=trained,
                         # The checkpoint that is reported is no part of the training.
                         overrides={k: v for k, v in overrides.items() if k != "checkpoint_selection"},
+                        departures={k: v for k, v in departures.items() if k != "checkpoint_selection"},
                     )
                     for seed in params.seeds
                     if row.method is not None
@@ -173,13 +174,14 @@ def _grid(
 
 def _settings(
     row: Row, where: str, kind: str, methods: dict[str, Method], presets: dict[str, Preset]
-) -> tuple[str, MethodSettings, dict[str, Any]]:
-    """The row's settings, and the shortest way to write them: a preset and what differs from it.
+) -> tuple[str, MethodSettings, dict[str, Any], dict[str, Any]]:
+    """The row's settings, the shortest way to write them (a preset and what differs from it), and the departures.
 
-    Settings that the method does not use keep the defaults.
+    Settings that the method does not use keep the defaults. Departures are the paper preset's values, without what a
+    scale changes in the methods, of the settings that differ from them.
     """
     if row.method is None:
-        return row.fidelity, MethodSettings(), {}
+        return row.fidelity, MethodSettings(), {}, {}
     for key, value, known in (("method", row.method, list(methods)), ("fidelity", row.fidelity, list(presets))):
         if value not in known:
             raise UserError(f"{where}.{key}", repr(value), nearest(value, known))
@@ -201,7 +203,10 @@ def _settings(
         base = resolve(reading, {}, (place,)).model_dump()
         ways[reading] = {key: value for key, value in chosen.model_dump().items() if value != base[key]}
     reading = min(presets, key=lambda name: (len(ways[name]), name != DEFAULT_FIDELITY))
-    return reading, chosen, ways[reading]
+    preset = presets[DEFAULT_FIDELITY]
+    paper = MethodSettings(**{**preset.all, **getattr(preset, kind)}).model_dump()
+    used = {key: value for key, value in chosen.model_dump().items() if MethodSettings.group(key) in method.groups}
+    return reading, chosen, ways[reading], {key: paper[key] for key, value in used.items() if value != paper[key]}
 
 
 def _labelled(column: Column, path: Path, protocols: dict[str, Protocol]) -> int:

@@ -1,5 +1,7 @@
 """The typed form of `params/`: every key the suite knows, and no other."""
 
+import hashlib
+import json
 import re
 from typing import Annotated, Any, Literal
 
@@ -303,6 +305,7 @@ class RunSpec(Strict):
     method: str
     fidelity: str  # the preset that `overrides` start from: the one with fewer of them
     overrides: dict[str, Any]  # settings that differ from the preset's
+    departures: dict[str, Any] = {}  # setting -> the paper preset's value, where ours is another one
     seed: int
     dataset_name: str
     dataset: Dataset
@@ -325,7 +328,13 @@ class RunSpec(Strict):
         dataset: dict[str, Any] = {"archives": True, "synthetic": True, "evaluation": {"batch": True}}
         exclude: dict[str, Any] = {"recipe": machine, "dataset": dataset}
         # The preset is a way to write settings, not one of them.
-        return self.model_dump(mode="json", exclude=exclude | {"fidelity": True, "overrides": True})
+        exclude |= {"fidelity": True, "overrides": True, "departures": True}
+        return self.model_dump(mode="json", exclude=exclude)
+
+    @property
+    def params_sha256(self) -> str:
+        """SHA-256 of `science()`."""
+        return hashlib.sha256(json.dumps(self.science(), sort_keys=True).encode()).hexdigest()
 
     @property
     def id(self) -> str:

@@ -43,6 +43,11 @@ def read_miou(evaluation: Path, checkpoint: str) -> float:
     return float(miou)
 
 
+def only(suite: Suite, table: str) -> Suite:
+    """The suite with the cells of one table, which can then be made without the runs of the others."""
+    return suite.model_copy(update={"cells": [cell for cell in suite.cells if cell.table == table]})
+
+
 def collect(suite: Suite, results: Path) -> pd.DataFrame:
     """Gather every cell of `suite` from `results`/runs/<run id>/evaluation.json.
 

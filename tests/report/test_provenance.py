@@ -1,0 +1,423 @@
+"""Where numbers come from, and what no longer fits: a tiny tree made by the suite's own verbs, then tampered with."""
+
+import contextlib
+import hashlib
+import json
+import shlex
+import shutil
+import statistics
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from u2pl.cli import main
+from u2pl.experiments import load_suite, published_list
+from u2pl.report.verify import Check, verify
+
+ROOT = Path(__file__).parents[2]
+TABLE = {
+    "caption": "A small table.",
+    "columns": [{"protocol": "pascal_classic", "fraction": "1/8"}, {"protocol": "pascal_blender", "fraction": "1/8"}],
+    "rows": [
+        {"title": "SupOnly", "method": "suponly", "paper": [54.92, None]},
+        {"title": "PseudoSeg", "paper": [65.5, None]},
+        {"title": "[u2pl] lists", "method": "suponly", "overrides": {"split_source": "u2pl"}, "paper": [None, 2]},
+    ],
+}
+DATA, RESULTS = Path("data/tiny"), Path("results/tiny")
+RUN = RESULTS / "runs/pascal_classic-4-suponly-seed0"
+OTHER_LISTS = "pascal_classic-4-suponly-split_source=u2pl-seed0"
+SECOND_COLUMN = "pascal_classic 1/8"
+
+
+def call(*arguments: str) -> int:
+    """The exit code of `u2pl`, run in this process."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(sys, "argv", ["u2pl", *arguments])
+        with pytest.raises(SystemExit) as stop:
+            main()
+    return int(stop.value.code or 0)
+
+
+@pytest.fixture(scope="module")
+def tree(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A checkout with every file of one table of two seeds."""
+    folder = tmp_path_factory.mktemp("tree")
+    for name in ("params", "workflow"):
+        shutil.copytree(ROOT / name, folder / name)
+    shutil.copy(ROOT / "Snakefile", folder)
+    scale = yaml.safe_load((folder / "params/scales/demo.yaml").read_text().replace("data/demo", "data/tiny"))
+    scale["recipes"]["pascal"] |= {"epochs": 1, "validate_every": 1}
+    scale |= {"seeds": [0, 1], "tables": ["small"]}
+    (folder / "params/scales/tiny.yaml").write_text(yaml.safe_dump(scale))
+    (folder / "params/tables/small.yaml").write_text(yaml.safe_dump(TABLE))
+    suite = load_suite("tiny", folder)
+    verbs = [["data", "synthesize", "pascal"], ["data", "prepare", "pascal", "--workers", "2"]]
+    verbs[1:1] = [["data", "fetch", "pascal", archive] for archive in ("voc", "sbd")]
+    for protocol, labelled in sorted({(spec.protocol, spec.labelled) for spec in suite.runs.values()}):
+        lists = published_list(suite, "u2pl", protocol, labelled)
+        assert lists is not None
+        verbs.append(["data", "synthesize-lists", "u2pl", protocol])
+        verbs += [["data", "fetch-list", "u2pl", path] for path in (lists.labelled, lists.unlabelled) if path]
+        verbs += [["data", "split", protocol, str(labelled), "--source", source] for source in ("drawn", "u2pl")]
+    verbs += [["train", run] for run in suite.runs] + [["cells"], ["table", "small"]]
+    with contextlib.chdir(folder):
+        for verb in verbs:
+            assert call(*verb, "--scale", "tiny") == 0
+    return folder
+
+
+@pytest.fixture(autouse=True)
+def inside(tree: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tree)
+    monkeypatch.setenv("COLUMNS", "80")
+
+
+def digest(path: Path) -> str:
+    return hashlib.sha256(path.read_bytes()).hexdigest()
+
+
+def content(path: Path) -> Any:
+    return json.loads(path.read_text())
+
+
+def words(text: str) -> str:
+    """Without line breaks, so that a wrapped text is found."""
+    return " ".join(text.split())
+
+
+@contextlib.contextmanager
+def edited(path: Path, edit: Callable[[bytes], bytes]) -> Iterator[None]:
+    before = path.read_bytes()
+    path.write_bytes(edit(before))
+    try:
+        assert path.read_bytes() != before
+        yield
+    finally:
+        path.write_bytes(before)
+
+
+@contextlib.contextmanager
+def without(path: Path, aside: Path) -> Iterator[None]:
+    path.rename(aside)
+    try:
+        yield
+    finally:
+        aside.rename(path)
+
+
+def checks() -> list[Check]:
+    return verify(load_suite("tiny"), DATA, RESULTS)
+
+
+def those(state: str) -> dict[str, Check]:
+    return {str(check.path): check for check in checks() if check.state == state}
+
+
+# --- verify
+
+
+def test_everything_fits_and_every_file_is_looked_at(capsys: pytest.CaptureFixture[str]) -> None:
+    assert call("verify", "--scale", "tiny") == 0
+    rows = {line.split()[0]: line.split()[1:] for line in capsys.readouterr().out.splitlines()}
+    found = checks()
+    assert {check.state for check in found} == {"same"}
+    looked = {str(check.path) for check in found}
+    assert len(looked) == len(found) == sum(int(row[0]) for name, row in rows.items() if name != "files")
+    for folder in (
+        DATA / "archives",
+        DATA / "lists",
+        DATA / "pascal/images",
+        DATA / "pascal/masks",
+        RESULTS / "tables",
+    ):
+        assert {str(path) for path in folder.rglob("*") if path.is_file()} <= looked
+    for run in RUN.parent.iterdir():
+        assert {str(run / name) for name in ("run.json", "history.csv", "weights.pt", "evaluation.json")} <= looked
+
+
+def flip(data: bytes) -> bytes:
+    """One bit of the byte in the middle."""
+    middle = len(data) // 2
+    return data[:middle] + bytes([data[middle] ^ 1]) + data[middle + 1 :]
+
+
+def in_json(*keys: str | int, add: float) -> Callable[[bytes], bytes]:
+    def edit(data: bytes) -> bytes:
+        value = target = json.loads(data)
+        for key in keys[:-1]:
+            target = target[key]
+        target[keys[-1]] += add
+        return json.dumps(value).encode()
+
+    return edit
+
+
+def a_digit(data: bytes) -> bytes:
+    """The last digit of the file, changed."""
+    at = max(data.rfind(str(digit).encode()) for digit in range(10))
+    return data[:at] + (b"1" if data[at : at + 1] != b"1" else b"2") + data[at + 1 :]
+
+
+@pytest.mark.parametrize(
+    ("pattern", "edit"),
+    [
+        ("data/tiny/archives/*.tar", flip),
+        ("data/tiny/archives/*.tgz", flip),
+        ("data/tiny/pascal/images/*.jpg", flip),
+        ("data/tiny/pascal/masks/*.png", flip),
+        ("data/tiny/pascal/lists/train.txt", flip),
+        ("data/tiny/pascal/checksums.sha256", flip),
+        ("data/tiny/lists/u2pl/data/splits/pascal/183/labeled.txt", flip),
+        ("data/tiny/splits/pascal_classic/drawn/4/labeled.txt", flip),
+        ("data/tiny/splits/pascal_classic/u2pl/4/unlabeled.txt", flip),
+        (f"{RUN}/weights.pt", flip),
+        (f"{RUN}/history.csv", a_digit),
+        (f"{RUN}/run.json", in_json("spec", "settings", "decoder_lr_multiplier", add=1)),
+        (f"{RUN}/run.json", lambda data: data[: len(data) // 2]),
+        (f"{RUN}/evaluation.json", in_json("best", "confusion", 0, 0, add=1)),
+        (f"{RUN}/evaluation.json", in_json("last", "confusion", 2, 1, add=1)),
+        (f"{RUN}/evaluation.json", in_json("best", "miou", add=1e-9)),
+        (f"{RUN}/evaluation.json", in_json("last", "iou", 0, add=1e-9)),
+        (f"{RUN}/evaluation.json", lambda data: b"{}"),
+        ("results/tiny/cells.csv", lambda data: data.replace(b"54.92", b"54.93")),
+        ("results/tiny/cells/small.csv", lambda data: data.replace(b"54.92", b"54.93")),
+        ("results/tiny/tables/small.csv", a_digit),
+        ("results/tiny/tables/small.md", a_digit),
+        ("results/tiny/tables/small.tex", a_digit),
+    ],
+)
+def test_what_was_tampered_with_is_named_and_nothing_else(
+    pattern: str, edit: Callable[[bytes], bytes], capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = sorted(Path().glob(pattern))[0]
+    with edited(path, edit):
+        assert list(those("differs")) == [str(path)]
+        assert call("verify", "--scale", "tiny") == 1
+        out = capsys.readouterr().out
+        assert out.splitlines()[0] == str(path) and out.count("  found     ") == out.count("  expected  ") == 1
+
+
+def test_found_and_expected_are_told() -> None:
+    image = min((DATA / "pascal/images").iterdir())
+    right = digest(image)
+    with edited(image, flip):
+        check = those("differs")[str(image)]
+        assert check.found == f"sha256 {digest(image)}" and check.expected.startswith(right)
+    with edited(RUN / "evaluation.json", in_json("best", "miou", add=1)):
+        check = those("differs")[str(RUN / "evaluation.json")]
+        miou = content(RUN / "evaluation.json")["best"]["miou"]
+        assert check.found == f"best.miou {miou}"
+        assert float(check.expected.split()[0]) == pytest.approx(miou - 1, rel=1e-12)
+    with edited(RESULTS / "tables/small.md", lambda data: data.replace(b"(54.92)", b"(55.92)")):
+        check = those("differs")[str(RESULTS / "tables/small.md")]
+        assert "(55.92)" in check.found and "(54.92)" in check.expected
+
+
+def test_checksums_are_those_of_sha256sum() -> None:
+    tool, path = shutil.which("sha256sum"), DATA / "pascal/checksums.sha256"
+    if tool is None:
+        pytest.skip("no sha256sum here")
+    assert digest(path) == content(DATA / "pascal/manifest.json")["content_sha256"]
+    done = subprocess.run([tool, "--check", "--strict", path.name], cwd=path.parent, capture_output=True, text=True)
+    files = sum(file.is_file() for name in ("images", "masks", "lists") for file in (path.parent / name).iterdir())
+    assert done.returncode == 0 and done.stdout.count(": OK") == files
+
+
+def test_a_lost_file_of_a_finished_step_differs(tmp_path: Path) -> None:
+    for path in (min((DATA / "pascal/masks").iterdir()), DATA / "pascal/checksums.sha256", RUN / "weights.pt"):
+        with without(path, tmp_path / "aside"):
+            assert {name: check.found for name, check in those("differs").items()} == {str(path): "no file"}
+
+
+@pytest.mark.parametrize(
+    ("lost", "absent", "unchecked"),
+    [
+        ("data/tiny/archives/benchmark.tgz", {"data/tiny/archives/benchmark.tgz"}, set()),
+        # as after `dvc pull`: the manifests without the prepared files
+        ("data/tiny/pascal/images", {"data/tiny/pascal"}, set()),
+        ("data/tiny/splits", {f"data/tiny/splits/pascal_{name}" for name in ("classic", "blender")}, set()),
+        (str(RUN), {str(RUN)}, {"results/tiny/cells", "results/tiny/tables"}),
+        ("results/tiny/tables", {"results/tiny/tables"}, set()),
+    ],
+)
+def test_what_is_not_made_is_no_failure(
+    lost: str, absent: set[str], unchecked: set[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with without(Path(lost), tmp_path / "aside"):
+        assert call("verify", "--scale", "tiny") == 0
+        assert f"not made yet: {lost.rpartition('/images')[0] or lost}" in capsys.readouterr().out
+        states = {state: list(those(state)) for state in ("absent", "unchecked")}
+    for state, prefixes in (("absent", absent), ("unchecked", unchecked)):
+        assert bool(states[state]) == bool(prefixes)
+        assert all(path.startswith(tuple(prefixes)) for path in states[state])
+
+
+def test_runs_of_other_params_data_or_lists_are_named() -> None:
+    runs = {str(path / "run.json") for path in RUN.parent.iterdir()}
+    with edited(Path("params/scales/tiny.yaml"), lambda data: data.replace(b"lr: 0.02", b"lr: 0.03")):
+        found = those("differs")
+        assert set(found) == runs and {check.found for check in found.values()} == {"recipe.lr = 0.02"}
+        assert {check.expected for check in found.values()} == {"0.03 of today's params"}
+    with edited(DATA / "pascal/manifest.json", lambda data: data + b" "):
+        found = those("differs")
+        assert set(found) == runs and all(check.found.startswith("data_sha256 ") for check in found.values())
+    with edited(DATA / "splits/pascal_classic/drawn/4/manifest.json", lambda data: data + b" "):
+        assert set(those("differs")) == {str(RUN / "run.json"), str(RUN / "run.json").replace("seed0", "seed1")}
+
+
+def test_archives_are_checked_against_params_too() -> None:
+    archive = DATA / "archives/VOCtrainval_11-May-2012.tar"
+    for algorithm, value in (("md5", "0" * 32), ("sha256", "0" * 8)):
+
+        def declare(data: bytes, algorithm: str = algorithm, value: str = value) -> bytes:
+            scale = yaml.safe_load(data)
+            scale["datasets"]["pascal"]["archives"]["voc"][algorithm] = value
+            return yaml.safe_dump(scale).encode()
+
+        with edited(Path("params/scales/tiny.yaml"), declare):
+            (check,) = those("differs").values()
+        right = hashlib.new(algorithm, archive.read_bytes()).hexdigest()
+        found = (check.path, check.found, check.expected)
+        assert found == (archive, f"{algorithm} {right}", f"{value} of params")
+
+
+def test_an_unknown_scale_is_the_users_mistake(capsys: pytest.CaptureFixture[str]) -> None:
+    assert call("verify", "--scale", "tinny") == 2
+    assert capsys.readouterr().err == "u2pl: scale 'tinny': found no such file in params/scales, expected 'tiny'\n"
+
+
+# --- show
+
+
+def test_a_cell_is_traced_to_files_and_code(capsys: pytest.CaptureFixture[str]) -> None:
+    assert call("show", "small", "SupOnly", SECOND_COLUMN, "--scale", "tiny", "--json") == 0
+    shown = json.loads(capsys.readouterr().out)
+    runs = [RUN, RUN.with_name(RUN.name.replace("seed0", "seed1"))]
+    miou = [content(run / "evaluation.json")["best"]["miou"] for run in runs]
+    cell = shown["cell"]
+    assert (cell["n"], cell["paper"], cell["checkpoint"], cell["source"]) == (2, 54.92, "best", "measured")
+    assert cell["mean"] == pytest.approx(statistics.fmean(miou)) and cell["std"] == pytest.approx(
+        statistics.stdev(miou)
+    )
+    head = subprocess.run(["git", "rev-parse", "HEAD"], cwd=ROOT, capture_output=True, text=True)
+    for run, record in zip(runs, shown["runs"], strict=True):
+        assert record == content(run / "run.json") | {"miou": record["miou"]}
+        assert record["files"] == {name: digest(run / name) for name in ("weights.pt", "history.csv")}
+        origin, split = record["provenance"], DATA / "splits/pascal_classic/drawn/4/manifest.json"
+        assert (origin["split_sha256"], origin["split"]) == (digest(split), content(split))
+        assert origin["data_sha256"] == digest(DATA / "pascal/manifest.json")
+        assert origin["data"]["archives"] == {path.name: digest(path) for path in (DATA / "archives").iterdir()}
+        if head.returncode == 0:
+            assert origin["git"]["commit"] == head.stdout.strip()
+    assert (run / "run.json").stat().st_size < 16_000
+
+
+def test_the_text_says_the_same_in_80_columns(capsys: pytest.CaptureFixture[str]) -> None:
+    assert call("show", RUN.name, "--scale", "tiny") == 0
+    out = capsys.readouterr().out
+    lines = [line.rstrip() for line in out.splitlines()]
+    assert max(map(len, lines[:-1])) <= 80
+    record, evaluation = content(RUN / "run.json"), content(RUN / "evaluation.json")
+    origin = record["provenance"]
+    text = words(out)
+    for name in ("best", "last"):
+        assert f"{evaluation[name]['miou']:.2f} %" in text
+    hashes = [origin[key] for key in ("params_sha256", "split_sha256", "data_sha256")]
+    hashes += [record["files"]["weights.pt"], origin["data"]["content_sha256"], *origin["data"]["archives"].values()]
+    for whole in hashes:
+        assert any(whole in line for line in lines), "a hash is not broken"
+    for part in ("4 labelled, 44 unlabelled, 8 validation images; drawn, seed 0", origin["cpu"], origin["platform"]):
+        assert words(part) in text
+    assert f"torch {origin['libraries']['torch']}" in text and "random initialisation" in text
+    assert f"{origin['images_per_s']:.1f} images/s, peak memory {origin['peak_memory_mb']:.0f} MiB" in text
+    assert "small, SupOnly, pascal_classic 1/8 (4)" in text
+
+
+def test_seeds_share_what_is_equal(capsys: pytest.CaptureFixture[str]) -> None:
+    assert call("show", "small", "SupOnly", SECOND_COLUMN, "--scale", "tiny") == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert max(len(line.rstrip()) for line in lines[:-1]) <= 80
+    assert "mean ± sample standard deviation of 2 seeds" in words(" ".join(lines))
+    records = [content(RUN.with_name(RUN.name.replace("seed0", f"seed{seed}")) / "run.json") for seed in (0, 1)]
+    assert sum(records[0]["provenance"]["data_sha256"] in line for line in lines) == 1
+    for seed, record in enumerate(records):
+        (row,) = [line.split() for line in lines if record["files"]["weights.pt"][:12] in line]
+        assert row[0] == str(seed) and row[1] == f"{record['best_miou']:.2f}"
+        assert any(f"seed {seed}:" in line for line in lines), "the hash of the params, which hold the seed"
+
+
+def test_factors_that_differ_from_the_paper_stand_first(capsys: pytest.CaptureFixture[str]) -> None:
+    assert call("show", OTHER_LISTS, "--scale", "tiny") == 0
+    text = words(capsys.readouterr().out)
+    assert "factors split_source = u2pl (paper preset: drawn) as the paper preset: " in text
+    assert "Haochen-Wang409" not in text and "; u2pl at commit ab3d2be313d4" in text
+
+
+def test_a_quoted_cell_says_so(capsys: pytest.CaptureFixture[str]) -> None:
+    assert call("show", "small", "PseudoSeg", SECOND_COLUMN, "--scale", "tiny") == 0
+    text = words(capsys.readouterr().out)
+    assert "65.50 %: quoted by the paper" in text and "params/tables/small.yaml" in text and "snakemake" not in text
+    assert call("show", "small", "PseudoSeg", SECOND_COLUMN, "--scale", "tiny", "--json") == 0
+    shown = json.loads(capsys.readouterr().out)
+    assert shown["cell"]["source"] == "quoted" and shown["runs"] == [] and shown["cell"]["mean"] is None
+
+
+def test_a_title_in_brackets_is_no_markup(capsys: pytest.CaptureFixture[str]) -> None:
+    assert call("show", "small", "[u2pl] lists", "pascal_blender 1/8 (6)", "--scale", "tiny") == 0
+    assert "small, [u2pl] lists, pascal_blender 1/8 (6)" in capsys.readouterr().out
+
+
+def test_a_table_is_printed(capsys: pytest.CaptureFixture[str]) -> None:
+    assert call("show", "small", "--scale", "tiny") == 0
+    out = capsys.readouterr().out
+    assert "A small table." in out and "PseudoSeg" in out and "(65.50)" in out
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["smal"], "run 'smal': found no such run at scale 'tiny', expected 'small'"),
+        ([RUN.name.replace("classic", "clasic")], f"expected '{RUN.name}'"),
+        (["smal", "SupOnly", "1/8"], "table 'smal': found no such table at this scale, expected 'small'"),
+        (["small", "SupOnl", "1/8"], "small: row 'SupOnl': found no such row, expected 'SupOnly'"),
+        (["small", "SupOnly", "pascal_clasic 1/8"], "expected 'pascal_classic 1/8'"),
+        (["small", "SupOnly", "1/8"], "found 2 columns, expected 'pascal_classic 1/8' or 'pascal_blender 1/8'"),
+        (["small", "SupOnly"], "show: found 2 arguments, expected a table; a table, a row and a column; or a run id"),
+        (["small", "--json"], "numbers are in results/tiny/tables/small.csv"),
+    ],
+)
+def test_a_mistake_ends_in_one_line_with_what_was_meant(
+    arguments: list[str], message: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert call("show", *arguments, "--scale", "tiny") == 2
+    err = capsys.readouterr().err
+    assert message in err and err.count("\n") == 1
+
+
+def test_a_run_that_is_not_made_tells_how(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    with without(RUN, tmp_path / "aside"):
+        assert call("show", RUN.name, "--scale", "tiny") == 2
+    assert f"{RUN}/run.json: found no file" in (err := capsys.readouterr().err) and "snakemake --cores 1" in err
+
+
+def test_a_record_of_another_version_is_no_crash(capsys: pytest.CaptureFixture[str]) -> None:
+    for edit in (lambda data: b"{}", lambda data: b"[]", lambda data: data.replace(b'"split_sha256"', b'"split"')):
+        with edited(RUN / "run.json", edit):
+            assert call("show", RUN.name, "--scale", "tiny") == 2
+            assert f"{RUN.name}/run.json: found " in capsys.readouterr().err
+
+
+def test_the_command_recomputes_that_run_alone(capsys: pytest.CaptureFixture[str]) -> None:
+    assert call("show", OTHER_LISTS, "--scale", "tiny", "--json") == 0
+    command = shlex.split(json.loads(capsys.readouterr().out)["command"])
+    tool = Path(sys.executable).parent / command[0]
+    done = subprocess.run([tool, *command[1:], "--dry-run"], capture_output=True, text=True)
+    text = done.stdout + done.stderr
+    assert done.returncode == 0, text
+    assert [run.name for run in RUN.parent.iterdir() if f"output: {run}/run.json" in text] == [OTHER_LISTS]

@@ -1,0 +1,248 @@
+"""`u2pl show`: where a number comes from, as recorded in run.json when it was trained."""
+
+import math
+import shlex
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from statistics import fmean, stdev
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+from u2pl.errors import UserError
+from u2pl.experiments.params import nearest
+from u2pl.experiments.schema import Cell, Suite
+from u2pl.files import read_json
+from u2pl.report.cells import read_miou
+from u2pl.report.tables import DECIMALS
+
+Record = dict[str, Any]  # run.json with `miou`: percent of the "last" and the "best" checkpoint
+
+
+def find_cell(suite: Suite, table: str, row: str, column: str) -> Cell:
+    """The cell of a table by its row's title and its column: a fraction or the whole heading, `1/8` or `1/8 (1323)`.
+
+    Where columns of several protocols have the fraction, the protocol stands before it: `pascal_classic 1/8`.
+    Raises UserError with the nearest name for an unknown one.
+    """
+    if table not in suite.tables:
+        raise UserError(f"table {table!r}", "no such table at this scale", nearest(table, list(suite.tables)))
+    cells = [cell for cell in suite.cells if cell.table == table]
+    titles = list(dict.fromkeys(cell.row for cell in cells))
+    if row not in titles:
+        raise UserError(f"{table}: row {row!r}", "no such row", nearest(row, titles))
+    names: dict[str, list[Cell]] = {}
+    for cell in cells:
+        if cell.row == row:
+            for heading in (cell.fraction, cell.column):
+                names.setdefault(heading, []).append(cell)
+                names.setdefault(f"{cell.protocol} {heading}", []).append(cell)
+    if column not in names:
+        raise UserError(f"{table}: column {column!r}", "no such column", nearest(column, list(names)))
+    if len(found := names[column]) > 1:
+        protocols = " or ".join(repr(f"{cell.protocol} {column}") for cell in found)
+        raise UserError(f"{table}: column {column!r}", f"{len(found)} columns", protocols)
+    return found[0]
+
+
+def read_record(suite: Suite, results: Path, run: str) -> Record:
+    """What run.json says, and the evaluations. Raises UserError where the run has not been made, or is unknown."""
+    folder = results / "runs" / run
+    # Runs of former settings are not in the suite, and can be shown all the same.
+    if not (folder / "run.json").is_file():
+        if run not in suite.runs:
+            known = [*suite.runs, *suite.tables]
+            raise UserError(f"run {run!r}", f"no such run at scale {suite.scale!r}", nearest(run, known))
+        raise UserError(folder / "run.json", "no file", f"a finished run: {command(suite, results, [run])}")
+    evaluation = folder / "evaluation.json"
+    record = read_json(folder / "run.json")
+    if not isinstance(record, dict) or record.get("id") != run:
+        raise UserError(folder / "run.json", "another content", f"the record of {run}")
+    return record | {"miou": {name: read_miou(evaluation, name) for name in ("best", "last")}}
+
+
+def command(suite: Suite, results: Path, runs: list[str]) -> str:
+    """The shell command that trains and evaluates the runs again."""
+    threads = max((suite.runs[run].recipe.threads for run in runs if run in suite.runs), default=1)
+    targets = [str(results / "runs" / run / "evaluation.json") for run in runs]
+    # --config takes all words up to the next option.
+    options = ["--cores", str(threads), "--config", f"scale={suite.scale}", "--force"]
+    return shlex.join(["snakemake", *options, *targets])
+
+
+def describe_cell(suite: Suite, results: Path, cell: Cell) -> dict[str, Any]:
+    """A cell, its statistics, and the records of its runs, as plain values for JSON."""
+    records = [read_record(suite, results, run) for run in cell.runs]
+    values = [record["miou"][cell.checkpoint] for record in records]
+    numbers = {
+        "n": len(values),
+        "mean": fmean(values) if values else None,
+        "std": stdev(values) if len(values) > 1 else None,
+    }
+    again = command(suite, results, cell.runs) if cell.runs else None
+    declared = f"params/tables/{cell.table}.yaml"
+    return {"cell": cell.model_dump(mode="json") | numbers | {"declared": declared}, "runs": records, "command": again}
+
+
+def describe_run(suite: Suite, results: Path, run: str) -> dict[str, Any]:
+    """The record of a run and the cells that show it, as plain values for JSON."""
+    record = read_record(suite, results, run)
+    keys = {"table", "row", "column", "protocol", "checkpoint"}
+    shown = [cell.model_dump(mode="json", include=keys) for cell in suite.cells if run in cell.runs]
+    return {"shown_in": shown, "runs": [record], "command": command(suite, results, [run])}
+
+
+def render(description: dict[str, Any], console: Console) -> None:
+    """Print what `describe_cell` or `describe_run` returned."""
+    records: list[Record] = description["runs"]
+    try:
+        grid = Table.grid(padding=(0, 2))
+        grid.add_column(style="bold", no_wrap=True)
+        grid.add_column(overflow="fold")
+        for label, text in [*_heading(description), *_origin(records)]:
+            grid.add_row(label, Text(text))
+        seeds = _seeds(records) if len(records) > 1 else None
+    except (KeyError, TypeError, ValueError) as error:
+        where = " or ".join(f"{record['id']}/run.json" for record in records)
+        raise UserError(where, f"{type(error).__name__} {error}", "the record of a run by this version") from error
+    console.print(grid)
+    if seeds is not None:
+        console.print(seeds)
+    if description["command"]:
+        # Unwrapped, to be copied.
+        console.print(Text("recompute", style="bold"))
+        console.print(Text(description["command"]), soft_wrap=True)
+
+
+def _heading(description: dict[str, Any]) -> Iterator[tuple[str, str]]:
+    """What is shown: the cell with ours and the paper's number, or the run with both of its checkpoints."""
+    cell = description.get("cell")
+    if cell is None:
+        (record,) = description["runs"]
+        best, last = (f"{record['miou'][name]:.{DECIMALS}f}" for name in ("best", "last"))
+        yield "run", record["id"]
+        yield "mIoU", f"best checkpoint {best} % (epoch {record['best_epoch']} of {record['epochs']}), last {last} %"
+        places = [f"{c['table']}, {c['row']}, {c['protocol']} {c['column']}" for c in description["shown_in"]]
+        yield "shown in", "\n".join(places) or "no table of the present params"
+        return
+    yield "cell", f"{cell['table']}, {cell['row']}, {cell['protocol']} {cell['column']}"
+    paper = "no number" if cell["paper"] is None else f"{cell['paper']:.{DECIMALS}f} %"
+    if cell["source"] == "quoted":
+        yield "value", f"{paper}: quoted by the paper from other work, not trained here"
+        yield "declared", cell["declared"]
+        return
+    spread = "" if cell["std"] is None else f" ± {cell['std']:.{DECIMALS}f}"
+    seeds = "1 seed" if cell["n"] == 1 else f"mean ± sample standard deviation of {cell['n']} seeds"
+    yield "value", f"{cell['mean']:.{DECIMALS}f}{spread} % mIoU of the {cell['checkpoint']} checkpoint, {seeds}"
+    yield "paper", paper
+    yield ("run" if cell["n"] == 1 else "runs"), "\n".join(cell["runs"])
+
+
+def _origin(records: list[Record]) -> Iterator[tuple[str, str]]:
+    """Labels and texts of what the runs were made from; a text that is not equal for all stands once a seed.
+
+    Hashes are SHA-256; they and their labels fit 80 columns.
+    """
+
+    def row(label: str, text: Callable[[Record, dict[str, Any]], str]) -> tuple[str, str]:
+        texts = {record["spec"]["seed"]: text(record, record["provenance"]) for record in records}
+        if len(set(texts.values())) == 1:
+            return label, next(iter(texts.values()))
+        return label, "\n".join(f"seed {seed}: {value}" for seed, value in texts.items())
+
+    if not records:
+        return
+    yield row("code", lambda r, p: _code(p["git"]))
+    yield row("factors", lambda r, p: _factors(r["spec"]))
+    yield row("recipe", lambda r, p: _listed(flat(r["spec"]["recipe"]), " "))
+    yield row("scoring", lambda r, p: _listed(r["spec"]["dataset"]["evaluation"], " "))
+    # The seed is a part of the params, and so of their hash.
+    yield row("params", lambda r, p: p["params_sha256"])
+    yield row("split", lambda r, p: _split(p["split"]))
+    yield row("  manifest", lambda r, p: p["split_sha256"])
+    yield row("data", lambda r, p: f"{r['spec']['dataset_name']}: {_listed(p['data']['counts'], ' ')}")
+    yield row("  manifest", lambda r, p: p["data_sha256"])
+    yield row("  content", lambda r, p: p["data"]["content_sha256"])
+    yield row("archives", lambda r, p: "\n".join(f"{n}\n{h}" for n, h in sorted(p["data"]["archives"].items())))
+    yield row("encoder", lambda r, p: _encoder(p["encoder_weights"]))
+    if len(records) == 1:
+        yield row("weights", lambda r, p: r["files"]["weights.pt"])
+        yield row("seed", lambda r, p: str(p["seed"]))
+        yield row("took", _took)
+    yield row("machine", lambda r, p: _machine(p))
+    yield row("software", lambda r, p: _listed({k: v for k, v in p["libraries"].items() if v}, " "))
+
+
+def _seeds(records: list[Record]) -> Table:
+    """What differs between the seeds of a cell by nature; hashes by their first digits, whole in the JSON."""
+    table = Table(box=None, padding=(0, 2, 0, 0), pad_edge=False)
+    headings = ("seed", "best %", "epoch", "last %", "time", "images/s", "MiB", "weights")
+    for heading in headings:
+        table.add_column(heading, justify="left" if heading == "weights" else "right", no_wrap=True)
+    for r in records:
+        p = r["provenance"]
+        miou = [f"{r['miou'][name]:.{DECIMALS}f}" for name in ("best", "last")]
+        speed = [_duration(p["wall_time_s"]), f"{p['images_per_s']:.1f}", f"{p['peak_memory_mb']:.0f}"]
+        table.add_row(str(p["seed"]), miou[0], str(r["best_epoch"]), miou[1], *speed, r["files"]["weights.pt"][:12])
+    return table
+
+
+def _code(git: dict[str, Any]) -> str:
+    if git["commit"] is None:
+        return "not in a git checkout"
+    if not git["dirty"]:
+        return f"commit {git['commit']}, no local changes"
+    return f"commit {git['commit']}\nwith local changes, whose hash is\n{git['diff_sha256']}"
+
+
+def _factors(spec: dict[str, Any]) -> str:
+    """Factor values, those first that differ from the paper preset."""
+    departures = spec["departures"]
+    settings = {key: value for key, value in spec["settings"].items() if key != "checkpoint_selection"}
+    lines = [f"{key} = {settings[key]} (paper preset: {paper})" for key, paper in sorted(departures.items())]
+    rest = {key: value for key, value in settings.items() if key not in departures}
+    return "\n".join([*lines, f"as the paper preset: {_listed(rest, ' = ')}"])
+
+
+def _split(split: dict[str, Any]) -> str:
+    counts = split["counts"]
+    commit = f" at commit {split['commit']}" if "commit" in split else f", seed {split['seed']}"
+    lists = f"{counts['labeled']} labelled, {counts['unlabeled']} unlabelled, {counts['val']} validation images"
+    return f"{lists}; {split['source']}{commit}"
+
+
+def _encoder(weights: dict[str, str] | None) -> str:
+    return f"{weights['file']}\n{weights['sha256']}" if weights else "random initialisation"
+
+
+def _took(record: Record, provenance: dict[str, Any]) -> str:
+    speed, memory = provenance["images_per_s"], provenance["peak_memory_mb"]
+    return f"{_duration(provenance['wall_time_s'])}, {speed:.1f} images/s, peak memory {memory:.0f} MiB"
+
+
+def _machine(provenance: dict[str, Any]) -> str:
+    count = provenance["world_size"]
+    processes = "1 process" if count == 1 else f"{count} processes"
+    threads = "1 thread" if provenance["threads"] == 1 else f"{provenance['threads']} threads"
+    device, cpu = provenance["device"], provenance["cpu"]
+    return f"{device}, {processes} of {threads}\nCPU {cpu}\n{provenance['platform']}"
+
+
+def _duration(seconds: float) -> str:
+    whole = math.ceil(seconds)
+    return f"{whole // 3600}:{whole // 60 % 60:02}:{whole % 60:02}"
+
+
+def flat(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Nested dicts as one, by dotted keys."""
+    result: dict[str, Any] = {}
+    for key, value in values.items():
+        name = f"{prefix}{key}"
+        result |= flat(value, f"{name}.") if isinstance(value, dict) else {name: value}
+    return result
+
+
+def _listed(values: dict[str, Any], between: str) -> str:
+    return ", ".join(f"{key}{between}{value}" for key, value in values.items())

@@ -1,0 +1,312 @@
+"""`u2pl verify`: every file of a scale against what vouches for it.
+
+Archives are vouched for by params and by the prepared manifest, prepared files by checksums.sha256 and the manifest's
+hash of that, split lists by their manifest, weights by run.json, mIoU by the confusion matrix, tables by evaluations.
+What rests on a file that differs is not checked, so that one changed file is one finding.
+"""
+
+import hashlib
+import math
+import sys
+from collections.abc import Callable, Collection, Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from itertools import zip_longest
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any, Literal
+
+import numpy as np
+from rich.console import Console
+from rich.progress import track
+from rich.table import Table
+from rich.text import Text
+
+from u2pl.data import splits
+from u2pl.data.prepare import CHECKSUMS
+from u2pl.errors import UserError
+from u2pl.experiments.schema import Archive, RunSpec, Suite
+from u2pl.files import read_json, sha256
+from u2pl.report.cells import only, write_cells
+from u2pl.report.provenance import flat
+from u2pl.report.tables import write_table
+
+KINDS = ("archives", "prepared", "splits", "runs", "tables")
+ROUNDING = 1e-12  # relative; one pixel of Cityscapes' validation set changes a mIoU by more
+
+
+@dataclass(frozen=True)
+class Check:
+    """The outcome for one file; that of a manifest is the one for the folder's lists."""
+
+    kind: str
+    path: Path
+    state: Literal["same", "differs", "absent", "unchecked"] = "same"
+    found: str = ""
+    expected: str = ""
+
+
+@dataclass(frozen=True)
+class Hash:
+    """The hash that a file should have, or the first digits of it, and who says so; empty if nobody does."""
+
+    kind: str
+    path: Path
+    digest: str
+    says: object
+    algorithm: str = "sha256"
+    required: bool = False  # else the file may be absent
+
+
+def verify(suite: Suite, data: Path, results: Path) -> list[Check]:
+    """Check archives, encoder weights, prepared data, splits, runs, cells and tables of a scale; nothing is changed.
+
+    data, results: the scale's folders. Files of runs and tables that the suite does not name are left alone.
+    """
+    datasets = sorted({spec.dataset_name for spec in suite.runs.values()})
+    checks: list[Check] = []
+    hashes = [*_archives(suite, data, datasets), *_published(suite, data)]
+    for folder in (data / name for name in datasets):
+        # The manifest alone is what `dvc pull` brings.
+        if not (folder / "manifest.json").exists() or not (folder / "images").exists():
+            checks.append(Check("prepared", folder, "absent"))
+            continue
+        check, listed = _tried("prepared", folder, _read_checksums)
+        checks.append(check)
+        hashes += listed or []
+    vouched: dict[str, list[Hash]] = {}
+    for run, spec in suite.runs.items():
+        check, files = _tried("runs", results / "runs" / run / "run.json", _read_record, spec, data)
+        checks.append(check)
+        if files is not None:
+            vouched[run] = files
+            hashes += files
+    checks += _compare(hashes)
+    checks += _splits(suite, data, [check.path for check in checks if check.state == "differs"])
+    sound = set()
+    for run, spec in suite.runs.items():
+        path = results / "runs" / run / "evaluation.json"
+        if run not in vouched:
+            checks.append(_left_out("runs", path))
+            continue
+        check, _ = _tried("runs", path, _check_evaluation, len(spec.dataset.classes), vouched[run][0])
+        checks.append(check)
+        if check.state == "same":
+            sound.add(run)
+    return [*checks, *_tables(suite, results, sound)]
+
+
+def _tried(kind: str, path: Path, function: Callable[..., Any], *arguments: Any) -> tuple[Check, Any]:
+    """The outcome of function(path, *arguments), which raises UserError for what differs, and what it returned."""
+    if not path.exists():
+        return Check(kind, path, "absent"), None
+    try:
+        return Check(kind, path), function(path, *arguments)
+    except UserError as error:
+        # `where` may be a file that the function read beside `path`.
+        return Check(kind, Path(error.where), "differs", error.found, error.expected), None
+    except (KeyError, TypeError, ValueError, AttributeError, OSError) as error:
+        found = " ".join(f"{type(error).__name__} {error}".split())[:200]
+        return Check(kind, path, "differs", found, "what the suite writes there"), None
+
+
+def _left_out(kind: str, path: Path) -> Check:
+    """For a file that rests on one that differs or is absent."""
+    return Check(kind, path, "unchecked" if path.exists() else "absent")
+
+
+def _declared(path: Path, archive: Archive) -> list[Hash]:
+    hashes = (("md5", archive.md5), ("sha256", archive.sha256))
+    return [Hash("archives", path, digest or "", "params", algorithm) for algorithm, digest in hashes]
+
+
+def _archives(suite: Suite, data: Path, datasets: Iterable[str]) -> Iterator[Hash]:
+    """Archives and encoder weights, by params; archives also by the manifest of what was prepared from them."""
+    for name in datasets:
+        manifest = data / name / "manifest.json"
+        _, recorded = _tried("prepared", manifest, lambda path: dict(read_json(path)["archives"]))
+        for archive in suite.datasets[name].archives.values():
+            path = data / "archives" / archive.file
+            yield from _declared(path, archive)
+            if recorded:
+                yield Hash("archives", path, str(recorded.get(archive.file)), manifest)
+    for file in sorted({spec.weights for spec in suite.runs.values() if spec.weights}):
+        yield from _declared(Path(file), suite.weights[Path(file).name])
+
+
+def _read_checksums(folder: Path) -> list[Hash]:
+    """What checksums.sha256 says about the files of a prepared folder; UserError unless the manifest vouches for it."""
+    path = folder / CHECKSUMS
+    expected = read_json(folder / "manifest.json")["content_sha256"]
+    if not path.exists():
+        raise UserError(path, "no file", "what `u2pl data prepare` writes")
+    if (found := sha256(path)) != expected:
+        raise UserError(path, f"sha256 {found}", f"{expected} of {folder / 'manifest.json'}")
+    lines = [line.partition("  ") for line in path.read_text(encoding="utf-8").splitlines()]
+    return [Hash("prepared", folder / name, digest, path, required=True) for digest, _, name in lines]
+
+
+def _published(suite: Suite, data: Path) -> Iterator[Hash]:
+    """Fetched split lists, by the manifests of the splits made of them."""
+    for split in sorted({spec.split for spec in suite.runs.values()}):
+        _, hashes = _tried("splits", data / "splits" / split / "manifest.json", _read_files, data / "lists")
+        yield from hashes or []
+
+
+def _read_files(manifest: Path, lists: Path) -> list[Hash]:
+    content = read_json(manifest)
+    files = [facts for facts in content.get("files", {}).values() if facts]
+    return [
+        Hash("splits", lists / content["source"] / facts["path"], str(facts["sha256"]), manifest) for facts in files
+    ]
+
+
+def _read_record(path: Path, spec: RunSpec, data: Path) -> list[Hash]:
+    """The files that run.json vouches for: weights.pt, history.csv, and the encoder's weights if there are any.
+
+    Raises UserError if the run was made with other params, other data or another split than those of today.
+    """
+    record = read_json(path)
+    provenance, encoder = record["provenance"], record["provenance"]["encoder_weights"]
+    made = RunSpec.model_validate(record["spec"])
+    then, now = flat(made.science()), flat(spec.science())
+    for key in sorted(then.keys() | now.keys()):
+        if then.get(key) != now.get(key):
+            raise UserError(path, f"{key} = {str(then.get(key))[:80]}", f"{str(now.get(key))[:80]} of today's params")
+    if provenance["params_sha256"] != made.params_sha256:
+        raise UserError(path, f"params_sha256 {provenance['params_sha256']}", f"{made.params_sha256} of its spec")
+    for key, folder in (("data_sha256", data / spec.dataset_name), ("split_sha256", data / "splits" / spec.split)):
+        manifest = folder / "manifest.json"
+        if manifest.exists() and (now_sha256 := sha256(manifest)) != provenance[key]:
+            raise UserError(path, f"{key} {provenance[key]}", f"{now_sha256} of today's {manifest}")
+    files = {name: str(record["files"][name]) for name in ("weights.pt", "history.csv")}
+    hashes = [Hash("runs", path.parent / name, digest, path, required=True) for name, digest in files.items()]
+    return hashes + ([Hash("archives", Path(encoder["file"]), str(encoder["sha256"]), path)] if encoder else [])
+
+
+def _digest(job: tuple[Path, str]) -> str | None:
+    """The file's hash; None if it is absent."""
+    path, algorithm = job
+    try:
+        with path.open("rb") as stream:
+            return hashlib.file_digest(stream, algorithm).hexdigest()
+    except FileNotFoundError:
+        return None
+    except OSError as error:
+        return f"({error.strerror})"
+
+
+def _compare(hashes: Collection[Hash]) -> list[Check]:
+    """One check a file. Each is read once an algorithm, several at a time: hashing releases Python's lock."""
+    known = [item for item in hashes if item.digest]
+    unknown = {item.path: _left_out(item.kind, item.path) for item in hashes}
+    jobs = list(dict.fromkeys((item.path, item.algorithm) for item in known))
+    watched = sys.stderr.isatty()
+    with ThreadPoolExecutor() as pool:
+        results = track(
+            pool.map(_digest, jobs), "hashing", len(jobs), disable=not watched, console=Console(stderr=True),
+            transient=True,
+        )  # fmt: skip
+        digests = dict(zip(jobs, results, strict=True))
+    checks: dict[Path, Check] = {}
+    for item in known:
+        found = digests[item.path, item.algorithm]
+        check = Check(item.kind, item.path)
+        if found is None:
+            lost = Check(item.kind, item.path, "differs", "no file", f"the one that {item.says} names")
+            check = lost if item.required else Check(item.kind, item.path, "absent")
+        elif not found.startswith(item.digest.lower()):
+            expected = f"{item.digest} of {item.says}"
+            check = Check(item.kind, item.path, "differs", f"{item.algorithm} {found}", expected)
+        if checks.setdefault(item.path, check).state == "same":
+            checks[item.path] = check
+    return list((unknown | checks).values())
+
+
+def _splits(suite: Suite, data: Path, differing: Collection[Path]) -> Iterator[Check]:
+    for split, name in sorted({(spec.split, spec.dataset_name) for spec in suite.runs.values()}):
+        manifest, prepared = data / "splits" / split / "manifest.json", data / name
+        unsound = any(path.parent in (prepared, prepared / "lists") for path in differing)
+        if unsound or not (prepared / "lists").is_dir():
+            yield _left_out("splits", manifest)
+        else:
+            check, _ = _tried("splits", manifest, lambda path, prepared: splits.check(path.parent, prepared), prepared)
+            yield check
+
+
+def _check_evaluation(path: Path, n_classes: int, weights: Hash) -> None:
+    """Raise UserError unless the evaluation is of the run's weights, and its IoUs are those of its matrices."""
+    content = read_json(path)
+    if content["weights_sha256"] != weights.digest:
+        raise UserError(path, f"weights_sha256 {content['weights_sha256']}", f"{weights.digest} of {weights.says}")
+    labels: list[list[int]] = []
+    for name in ("best", "last"):
+        counts = np.array(content[name]["confusion"])
+        if counts.shape != (n_classes, n_classes) or counts.dtype.kind != "i" or (counts < 0).any():
+            raise UserError(path, f"{name}.confusion {counts.dtype} {counts.shape}", f"{n_classes} rows of counts")
+        intersection = counts.diagonal()
+        with np.errstate(invalid="ignore"):
+            iou = 100 * intersection / (counts.sum(0) + counts.sum(1) - intersection)
+        pairs = [("miou", content[name]["miou"], float(np.nanmean(iou)))]
+        pairs += zip((f"iou.{c}" for c in range(n_classes)), content[name]["iou"], iou.tolist(), strict=True)
+        for where, found, expected in pairs:
+            same = math.isnan(expected) if found is None else math.isclose(found, expected, rel_tol=ROUNDING)
+            if not same:
+                raise UserError(path, f"{name}.{where} {found}", f"{expected} of its confusion matrix")
+        labels.append(counts.sum(1).tolist())
+    # Both checkpoints saw the same masks. An entry of two classes that were never right moves no IoU, but this.
+    if labels[0] != labels[1]:
+        c = next(c for c in range(n_classes) if labels[0][c] != labels[1][c])
+        raise UserError(path, f"{labels[1][c]} pixels of class {c} in last.confusion", f"{labels[0][c]} as in best")
+
+
+def _tables(suite: Suite, results: Path, sound: Collection[str]) -> Iterator[Check]:
+    """Cells and tables against those made again from the evaluations, byte by byte."""
+    with TemporaryDirectory() as name:
+        again = Path(name)
+        groups = [(suite, [Path("cells.csv")])]
+        for table in suite.tables:
+            views = [Path("tables") / f"{table}{suffix}" for suffix in (".csv", ".md", ".tex")]
+            groups.append((only(suite, table), [Path("cells") / f"{table}.csv", *views]))
+        for part, files in groups:
+            if any(run not in sound for cell in part.cells for run in cell.runs):
+                yield from (_left_out("tables", results / file) for file in files)
+                continue
+            write_cells(part, results, again / files[0])
+            if len(files) > 1:
+                table = files[0].stem
+                write_table(again / files[0], suite.tables[table], table, suite.params, again / "tables" / table)
+            for file in files:
+                check, _ = _tried("tables", results / file, _check_same, again / file)
+                yield check
+
+
+def _check_same(path: Path, again: Path) -> None:
+    """Raise UserError, showing the first line that differs, unless both files hold the same bytes."""
+    contents = [file.read_bytes().decode(errors="replace").splitlines(keepends=True) for file in (path, again)]
+    for number, (found, expected) in enumerate(zip_longest(*contents, fillvalue=""), start=1):
+        if found != expected:
+            first = next((i for i, (a, b) in enumerate(zip(found, expected, strict=False)) if a != b), 0)
+            part = slice(max(0, first - 30), first + 30)
+            raise UserError(path, f"line {number}: …{found[part]!r}", f"…{expected[part]!r}")
+
+
+def render(checks: Collection[Check], console: Console) -> None:
+    """Print what differs, the counts, and what is absent."""
+    groups = {kind: [check for check in checks if check.kind == kind] for kind in KINDS}
+    for check in (check for group in groups.values() for check in group if check.state == "differs"):
+        console.print(Text(str(check.path), style="bold red"), soft_wrap=True)
+        console.print(Text(f"  found     {check.found}\n  expected  {check.expected}"), soft_wrap=True)
+    table = Table(box=None, padding=(0, 2, 0, 0), pad_edge=False)
+    table.add_column("files")
+    states = ("same", "differs", "absent", "unchecked")
+    for state in states:
+        table.add_column(state, justify="right")
+    for kind, group in groups.items():
+        table.add_row(kind, *(str(sum(check.state == state for check in group)) for state in states))
+    console.print(table)
+    for state, meaning in (("absent", "not made yet"), ("unchecked", "cannot be checked")):
+        for group in groups.values():
+            if paths := [str(check.path) for check in group if check.state == state]:
+                more = f" and {len(paths) - 1} more" if len(paths) > 1 else ""
+                console.print(Text(f"{meaning}: {paths[0]}{more}"), soft_wrap=True)
