@@ -7,12 +7,14 @@ from snakemake.utils import min_version, validate
 
 from u2pl.errors import UserError
 from u2pl.experiments import load_suite
+from u2pl.records import take_records
 
 min_version("9.0")
 validate(config, "workflow/schemas/config.schema.json")
 
 try:
     suite = load_suite(config.setdefault("scale", "demo"))
+    take_records(suite.scale)
 except UserError as error:
     raise WorkflowError(str(error))
 

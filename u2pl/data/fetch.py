@@ -9,7 +9,7 @@ from pathlib import Path
 
 from u2pl.errors import UserError
 from u2pl.experiments.schema import Archive
-from u2pl.files import atomic_path
+from u2pl.files import atomic_path, sha256, write_json
 
 _TIMEOUT = 60  # seconds without a byte
 _BLOCK = 1 << 20
@@ -19,8 +19,15 @@ def fetch(archive: Archive, target: Path) -> None:
     """Put the archive at the file `target`, following redirects; nothing is left if that fails.
 
     A `target` that already has the declared checksum is kept. With an empty url the user puts the file there, and only
-    the checksums are compared. Raises UserError for an unknown scheme, a failed transfer or a wrong checksum.
+    the checksums are compared. `target`.json tells the workflow what the file is. Raises UserError for an unknown
+    scheme, a failed transfer or a wrong checksum.
     """
+    _fetch(archive, target)
+    content = {"file": target.name, "size": target.stat().st_size, "sha256": sha256(target)}
+    write_json(target.with_name(f"{target.name}.json"), content)
+
+
+def _fetch(archive: Archive, target: Path) -> None:
     if target.is_file() and (not archive.url or archive.md5 or archive.sha256):
         try:
             _check(archive, target, target)

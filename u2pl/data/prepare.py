@@ -8,6 +8,7 @@
 
 import hashlib
 import io
+import os
 import re
 import shutil
 from collections.abc import Callable, Iterable, Iterator
@@ -40,7 +41,7 @@ class _Plan:
     masks: dict[tuple[str, str], str] = field(default_factory=dict)
 
 
-def prepare(dataset: Dataset, archives: Path, target: Path, workers: int) -> None:
+def prepare(dataset: Dataset, archives: Path, target: Path, workers: int, manifest: str = "manifest.json") -> None:
     """Convert the archives of `dataset` in the folder `archives` into the folder `target`, with `workers` processes.
 
     Resumes: a file with its final name is complete and is not written again, unless the archives changed.
@@ -51,7 +52,7 @@ def prepare(dataset: Dataset, archives: Path, target: Path, workers: int) -> Non
     expected_keys = {"pascal": {"voc", "sbd"}, "cityscapes": {"images", "labels"}}[dataset.kind]
     if set(paths) != expected_keys:
         raise UserError(f"archives of {dataset.kind}", sorted(paths), sorted(expected_keys))
-    (target / "manifest.json").unlink(missing_ok=True)
+    (target / manifest).unlink(missing_ok=True)
     for path in paths.values():
         if not path.is_file():
             raise UserError(path, "no file", "the archive (run `u2pl data fetch`, or put it there)")
@@ -74,7 +75,7 @@ def prepare(dataset: Dataset, archives: Path, target: Path, workers: int) -> Non
             write_ids(target / "lists" / f"{name}.txt", ids)
         files, content = _content_hash(target, _SUFFIX[dataset.kind], plan, pool)
     write_json(
-        target / "manifest.json",
+        target / manifest,
         {
             "dataset": dataset.kind,
             "suffix": _SUFFIX[dataset.kind],
@@ -87,6 +88,34 @@ def prepare(dataset: Dataset, archives: Path, target: Path, workers: int) -> Non
             "format": _FORMAT,
         },
     )
+
+
+def restore(dataset: Dataset, archives: Path, target: Path) -> None:
+    """Convert the archives again if the manifest in `target` stands there without the files it speaks of.
+
+    Only the manifest is versioned. It is left as it is, so that nothing that depends on it is made again. Raises
+    UserError if the archives are missing or give other files.
+    """
+    manifest, restored = target / "manifest.json", target / "restored.json"
+    if not manifest.is_file():
+        return
+    recorded = read_json(manifest)
+    try:
+        present = read_json(target / "sources.json")["archives"] == recorded["archives"]
+    except UserError:
+        present = False
+    folders = ("images", "masks", "lists")
+    if present and sum(len(list((target / name).glob("[!.]*"))) for name in folders) == recorded["files"]:
+        return
+    print(f"{target}: no files but the manifest; converting the archives again", flush=True)
+    prepare(dataset, archives, target, os.cpu_count() or 1, restored.name)
+    found = read_json(restored)
+    restored.unlink()
+    if found != recorded:
+        differs = next(name for name in found if found[name] != recorded.get(name))
+        raise UserError(
+            f"{archives} as prepared: {differs}", found[differs], f"{recorded.get(differs)}, as {manifest} says"
+        )
 
 
 def _start(target: Path, key: dict[str, Any]) -> None:

@@ -9,12 +9,13 @@ def spec(wildcards):
 
 
 def tokens(wildcards):
-    """The small manifests a run depends on: its data and its split lists."""
+    """The small manifests a run depends on: its data, its split lists and its encoder weights."""
     run = spec(wildcards)
-    return [
+    manifests = [
         f"{DATA}/{run.dataset_name}/manifest.json",
         f"{DATA}/splits/{run.split}/manifest.json",
     ]
+    return manifests + ([f"{run.weights}.json"] if run.weights else [])
 
 
 def evaluations(cells):

@@ -28,6 +28,7 @@ for name, dataset in suite.datasets.items():
                 [f"{DATA}/upstream/{archive.file}"] if dataset.synthetic else [],
             output:
                 f"{DATA}/archives/{archive.file}",
+                f"{DATA}/archives/{archive.file}.json",
             log:
                 f"logs/{suite.scale}/fetch_{name}_{key}.log",
             localrule: True
@@ -43,7 +44,9 @@ for name, dataset in suite.datasets.items():
         name:
             f"prepare_{name}"
         input:
-            expand(f"{DATA}/archives/{{file}}", file=files),
+            # A large file is judged by its date, which `dvc pull` changes; the manifest beside it speaks for it.
+            ancient(expand(f"{DATA}/archives/{{file}}", file=files)),
+            expand(f"{DATA}/archives/{{file}}.json", file=files),
         output:
             f"{DATA}/{name}/manifest.json",
         log:
@@ -62,8 +65,11 @@ for name, dataset in suite.datasets.items():
 rule fetch_weights:
     output:
         "weights/{file}",
+        "weights/{file}.json",
     log:
         "logs/fetch_weights_{file}.log",
+    wildcard_constraints:
+        file="|".join(map(re.escape, suite.weights)),
     retries: 3
     params:
         scale=suite.scale,
@@ -140,3 +146,16 @@ rule split:
     shell:
         "u2pl data split {wildcards.protocol} {wildcards.n} --source {wildcards.source} --scale {params.scale}"
         " > {log} 2>&1"
+
+
+# What the DVC stages of these names ask for.
+rule weights:
+    input:
+        sorted({run.weights for run in suite.runs.values() if run.weights}),
+    localrule: True
+
+
+rule splits:
+    input:
+        sorted({f"{DATA}/splits/{run.split}/manifest.json" for run in suite.runs.values()}),
+    localrule: True
