@@ -229,7 +229,7 @@ def cells(scale: Scale = "demo") -> None:
 @app.command()
 def records(scale: Scale = "demo") -> None:
     """Write what Snakemake knows about the files of a scale to results/<scale>/records.json, to be versioned."""
-    from u2pl.records import write_records
+    from u2pl.snakemake_files import write_records
 
     load_suite(scale)
     write_records(scale)

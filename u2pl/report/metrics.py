@@ -1,6 +1,7 @@
 """The numbers that DVC compares and draws: the measured cells, and the learning curves of their runs."""
 
 from pathlib import Path
+from typing import Any
 
 import pandas as pd
 
@@ -32,7 +33,12 @@ def write_curves(suite: Suite, results: Path, target: Path) -> None:
             history = pd.read_csv(path, usecols=["epoch", "loss", "val_miou"]).dropna()
         except (OSError, ValueError) as error:
             raise UserError(path, error, "the history of a run") from error
-        described = {"run": spec.id, "protocol": spec.protocol, "labelled": spec.labelled, "method": spec.method}
+        described: dict[str, Any] = {
+            "run": spec.id,
+            "protocol": spec.protocol,
+            "labelled": spec.labelled,
+            "method": spec.method,
+        }
         curves.append(history.assign(**described)[[*described, "epoch", "loss", "val_miou"]])
     with atomic_path(target) as temporary:
         pd.concat(curves).to_csv(temporary, index=False, lineterminator="\n")

@@ -1,21 +1,46 @@
-"""What Snakemake knows about a scale's files, in one file that can be versioned with them.
+"""What Snakemake keeps under .snakemake: its records of the outputs, and its lock on the folder.
 
-Under .snakemake/metadata stands, of every output, which rule, params and input hashes made it. A file without a record
-is judged by its date alone, and `dvc pull` dates everything anew. So the records travel with the results, and who pulls
-them also sees which runs a later change of the params concerns.
+A record says which rule, params and input hashes made an output. A file without one is judged by its date alone, and
+`dvc pull` dates everything anew. So the records of a scale are versioned with its results, in one file; who pulls them
+also sees which runs a later change of the params concerns.
 """
 
+import fcntl
 import json
 import os
+import shutil
+import socket
 from base64 import urlsafe_b64decode, urlsafe_b64encode
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 from u2pl.errors import UserError
 from u2pl.files import read_json, sha256, write_json
 
 _STATE = Path(".snakemake")
 _METADATA = _STATE / "metadata"
+_alive: list[IO[str]] = []  # held until this process ends
+
+
+def clear_stale_lock() -> None:
+    """Remove the lock that a killed Snakemake has left on this folder, if no Snakemake is alive in it.
+
+    Snakemake's lock outlives kill -9 and power cuts. The kernel's does not: every Snakemake here shares one, and who
+    gets it alone is alone. That holds for one machine: where others have worked in the folder too, nothing is removed.
+    """
+    _STATE.mkdir(exist_ok=True)
+    own = _STATE / f"alive.{socket.gethostname()}"
+    stream = own.open("a")
+    _alive.append(stream)
+    try:
+        fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        if list(_STATE.glob("alive.*")) == [own]:
+            shutil.rmtree(_STATE / "locks", ignore_errors=True)
+        fcntl.flock(stream, fcntl.LOCK_SH)
+    except BlockingIOError:
+        fcntl.flock(stream, fcntl.LOCK_SH)
+    except OSError:
+        pass  # a file system without such locks: Snakemake's own message says what to do
 
 
 def records_file(scale: str) -> Path:
