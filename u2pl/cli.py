@@ -56,12 +56,12 @@ def _folders(spec: RunSpec) -> tuple[Path, Path, Path]:
     return root / spec.dataset_name, root / "splits" / spec.split, Path("results") / spec.scale / "runs" / spec.id
 
 
-def _restored(suite: Suite, dataset: str) -> None:
+def _restored(suite: Suite, dataset: str, workers: int = 1) -> None:
     """Make sure that the prepared files of a data set are here: `dvc pull` brings nothing but their manifest."""
     from u2pl.data.prepare import restore
 
     root = Path("data") / suite.scale
-    restore(suite.datasets[dataset], root / "archives", root / dataset)
+    restore(suite.datasets[dataset], root / "archives", root / dataset, workers)
 
 
 @data.command()
@@ -187,7 +187,7 @@ def train(run: str, scale: Scale = "demo", device: Device = "auto") -> None:
     suite = load_suite(scale)
     spec = _find(suite, run)
     prepared, lists, out = _folders(spec)
-    _restored(suite, spec.dataset_name)
+    _restored(suite, spec.dataset_name, spec.recipe.threads)
     check(lists, prepared)  # the lists may have been edited since they were drawn
     weights = spec.weights
     state = Path("results") / scale / "state" / run
@@ -210,7 +210,7 @@ def evaluate(runs: list[str], scale: Scale = "demo", device: Device = "auto") ->
     suite = load_suite(scale)
     for spec in [_find(suite, run) for run in runs]:
         prepared, lists, out = _folders(spec)
-        _restored(suite, spec.dataset_name)
+        _restored(suite, spec.dataset_name, spec.recipe.threads)
         evaluate_run(spec, prepared=prepared, split=lists, run_dir=out, device=device)
 
 

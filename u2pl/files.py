@@ -3,11 +3,14 @@
 import hashlib
 import json
 import os
+import socket
 import tempfile
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
+
+from filelock import FileLock, Timeout
 
 from u2pl.errors import UserError
 
@@ -38,6 +41,39 @@ def atomic_path(path: Path) -> Iterator[Path]:
         raise UserError(path, error.strerror, "a file that can be written") from error
     finally:
         temporary.unlink(missing_ok=True)
+
+
+@contextmanager
+def locked(path: Path) -> Iterator[None]:
+    """Let only one process at a time make `path`; a second one says whom it waits for, and waits.
+
+    The kernel drops the lock of a process that dies. Raises UserError if the folder of `path` cannot be written.
+    """
+    file = path.with_name(f".{path.name}.lock")
+    lock = FileLock(file)
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            lock.acquire(blocking=False)
+        except Timeout:
+            print(f"{path}: waiting for {_holder(file)}, which is making it", flush=True)
+            lock.acquire()
+    except OSError as error:
+        raise UserError(path.parent, error.strerror, "a folder that can be written") from error
+    try:
+        with suppress(OSError):  # a full disk: the lock holds without the name
+            file.write_text(f"process {os.getpid()} on {socket.gethostname()}")
+        yield
+    finally:
+        file.unlink(missing_ok=True)  # before the release: whoever waits sees that the file is gone and makes a new one
+        lock.release()
+
+
+def _holder(lock: Path) -> str:
+    try:
+        return lock.read_text(encoding="utf-8") or "another process"
+    except (OSError, UnicodeDecodeError):
+        return "another process"
 
 
 def write_json(path: Path, value: Any) -> None:

@@ -10,6 +10,7 @@ from pathlib import Path, PurePosixPath
 
 from u2pl.errors import UserError
 
+_LARGEST = 1 << 25  # bytes of a member; real images and masks have a tenth of it
 _BROKEN = (tarfile.TarError, zipfile.BadZipFile, zlib.error, EOFError, OSError, RuntimeError)
 
 
@@ -51,7 +52,7 @@ class ArchiveReader:
     def read(self, names: Iterable[str]) -> Iterator[tuple[str, bytes]]:
         """Yield (name, bytes) in the archive's order, which a compressed tar reads in one pass.
 
-        Raises UserError if a member is missing or damaged.
+        Raises UserError if a member is missing, damaged, or far larger than any image.
         """
         wanted = set(names)
         missing = sorted(wanted - self._members.keys())
@@ -60,6 +61,9 @@ class ArchiveReader:
         for name, member in self._members.items():
             if name not in wanted:
                 continue
+            size = member.size if isinstance(member, tarfile.TarInfo) else member.file_size
+            if size > _LARGEST:
+                raise UserError(f"{self.path}:{name}", f"{size} bytes", f"at most {_LARGEST}")
             try:
                 content = self._content(member)
             except _BROKEN as error:

@@ -11,6 +11,9 @@ from u2pl.errors import UserError
 
 UInt8 = NDArray[np.uint8]
 
+# Pillow refuses images of more than twice as many pixels before it makes room for them; a Cityscapes frame has 2**21.
+Image.MAX_IMAGE_PIXELS = 1 << 24
+
 
 def decode(content: bytes, where: object) -> Image.Image:
     """Decode completely. Raises UserError if the bytes are no image or stop too early."""

@@ -8,11 +8,14 @@
 
 import hashlib
 import io
+import multiprocessing
 import os
 import re
 import shutil
+import threading
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
+from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -22,11 +25,12 @@ import scipy.io
 from PIL import Image
 
 from u2pl.data.archives import ArchiveReader, open_archive
+from u2pl.data.fetch import fetched_sha256
 from u2pl.data.images import UInt8, check_labels, check_size, decode, decode_mask, encode_mask
 from u2pl.data.lists import parse_ids, sort_ids, write_ids
 from u2pl.errors import UserError
 from u2pl.experiments.schema import Dataset
-from u2pl.files import atomic_path, read_json, sha256, write_json
+from u2pl.files import atomic_path, locked, read_json, sha256, write_json
 
 _SUFFIX = {"pascal": ".jpg", "cityscapes": ".png"}
 _FORMAT = 1  # of the prepared folder; part of the resume key, so a change of it converts anew
@@ -44,19 +48,26 @@ class _Plan:
 def prepare(dataset: Dataset, archives: Path, target: Path, workers: int, manifest: str = "manifest.json") -> None:
     """Convert the archives of `dataset` in the folder `archives` into the folder `target`, with `workers` processes.
 
-    Resumes: a file with its final name is complete and is not written again, unless the archives changed.
-    Raises UserError for a missing, unsafe or damaged archive, an image that does not decode, a mask of another size,
-    an unknown label, and lists whose lengths differ from `dataset.counts`.
+    Resumes: a file with its final name is complete and is not written again, unless the archives changed. One process
+    at a time. Raises UserError for a missing, unsafe or damaged archive, an image that does not decode, a mask of
+    another size, an unknown label, lists whose lengths differ from `dataset.counts`, and a full disk.
     """
     paths = {key: archives / archive.file for key, archive in dataset.archives.items()}
     expected_keys = {"pascal": {"voc", "sbd"}, "cityscapes": {"images", "labels"}}[dataset.kind]
     if set(paths) != expected_keys:
         raise UserError(f"archives of {dataset.kind}", sorted(paths), sorted(expected_keys))
+    with locked(target):
+        try:
+            _prepare(dataset, paths, target, max(1, workers), manifest)
+        except BrokenProcessPool as error:
+            raise UserError(target, "a worker that was killed", f"memory for {workers} of them") from error
+        except OSError as error:
+            raise UserError(error.filename or target, error.strerror, "a file that can be written") from error
+
+
+def _prepare(dataset: Dataset, paths: dict[str, Path], target: Path, workers: int, manifest: str) -> None:
     (target / manifest).unlink(missing_ok=True)
-    for path in paths.values():
-        if not path.is_file():
-            raise UserError(path, "no file", "the archive (run `u2pl data fetch`, or put it there)")
-    hashes = {path.name: sha256(path) for path in paths.values()}
+    hashes = {path.name: fetched_sha256(path) for path in paths.values()}
     _start(
         target,
         {
@@ -67,7 +78,7 @@ def prepare(dataset: Dataset, archives: Path, target: Path, workers: int, manife
             "ignore_label": dataset.ignore_label,
         },
     )
-    with ProcessPoolExecutor(max(1, workers)) as pool:
+    with ProcessPoolExecutor(workers, initializer=_end_with_parent) as pool:
         plan = _plan(dataset, paths)
         _check_counts(dataset, plan, target)
         _convert(dataset, paths, plan, target, pool)
@@ -90,7 +101,7 @@ def prepare(dataset: Dataset, archives: Path, target: Path, workers: int, manife
     )
 
 
-def restore(dataset: Dataset, archives: Path, target: Path) -> None:
+def restore(dataset: Dataset, archives: Path, target: Path, workers: int) -> None:
     """Convert the archives again if the manifest in `target` stands there without the files it speaks of.
 
     Only the manifest is versioned. It is left as it is, so that nothing that depends on it is made again. Raises
@@ -108,7 +119,7 @@ def restore(dataset: Dataset, archives: Path, target: Path) -> None:
     if present and sum(len(list((target / name).glob("[!.]*"))) for name in folders) == recorded["files"]:
         return
     print(f"{target}: no files but the manifest; converting the archives again", flush=True)
-    prepare(dataset, archives, target, os.cpu_count() or 1, restored.name)
+    prepare(dataset, archives, target, workers, restored.name)
     found = read_json(restored)
     restored.unlink()
     if found != recorded:
@@ -118,8 +129,22 @@ def restore(dataset: Dataset, archives: Path, target: Path) -> None:
         )
 
 
+def _end_with_parent() -> None:
+    """Let a worker end when the process that started it is killed; it would wait for work for ever."""
+    parent = multiprocessing.parent_process()
+    assert parent is not None
+
+    def watch() -> None:
+        parent.join()
+        os._exit(1)
+
+    threading.Thread(target=watch, daemon=True).start()
+
+
 def _start(target: Path, key: dict[str, Any]) -> None:
-    """Keep the finished files of an interrupted conversion only if it had the same inputs."""
+    """Keep the finished files of an interrupted conversion only if it had the same inputs, and no unfinished one."""
+    for unfinished in target.rglob(".*.*"):  # the names of atomic_path
+        unfinished.unlink()
     key_file = target / "sources.json"
     try:
         same = read_json(key_file) == key

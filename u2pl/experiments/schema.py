@@ -1,14 +1,20 @@
 """The typed form of `params/`: every key the suite knows, and no other."""
 
+import re
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import BaseModel, ConfigDict, Field, field_serializer, model_validator
 
 Fraction = Annotated[str, Field(pattern=r"^(full|1/\d+)$")]
 Positive = Annotated[int, Field(gt=0)]
 Probability = Annotated[float, Field(ge=0, le=1)]
 Sha256 = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
 ListPath = Annotated[str, Field(pattern=r"^\w[\w-]*(/\w[\w-]*)*\.txt$")]  # never leaves data/<scale>/lists
+
+
+def public(url: str) -> str:
+    """The address without what may be secret: user, password, query and fragment."""
+    return re.sub(r"[?#].*", "", re.sub(r"^([\w+.-]+://)[^/?#]*@", r"\1", url), flags=re.DOTALL)
 
 
 class Strict(BaseModel):
@@ -24,10 +30,28 @@ class ClassLabel(Strict):
 
 class Archive(Strict):
     file: str  # upstream's file name
-    url: str  # file://, http:// or https://; empty: the user puts the file into the archives folder
+    # file:, http:, https:, or cityscapes:<package> (needs an account); empty: the user puts the file into the folder
+    url: str
+    mirrors: list[str] = []  # tried in this order if `url` fails
     md5: Annotated[str, Field(pattern=r"^[0-9a-fA-F]{32}$")] | None = None
     # whole, or its first digits; as few as eight find an accident, not an attack
     sha256: Annotated[str, Field(pattern=r"^[0-9a-fA-F]{8,64}$")] | None = None
+
+    @field_serializer("url", "mirrors")
+    def without_secrets(self, value: str | list[str]) -> str | list[str]:
+        """Results and manifests hold the params of a run, and are handed on."""
+        return public(value) if isinstance(value, str) else [public(url) for url in value]
+
+    @property
+    def by_hand(self) -> bool:
+        """Whether a file that stands there may be the user's own, which is checked but never replaced."""
+        return not self.url or self.url.startswith("cityscapes:")
+
+    @property
+    def identity(self) -> str:
+        """What a change of the file shows in: its checksums where there are any, wherever it comes from."""
+        checksums = [value.lower() for value in (self.md5, self.sha256) if value]
+        return " ".join([self.file, *(checksums or map(public, [self.url, *self.mirrors]))])
 
 
 class Evaluation(Strict):

@@ -9,13 +9,18 @@ def spec(wildcards):
 
 
 def tokens(wildcards):
-    """The small manifests a run depends on: its data, its split lists and its encoder weights."""
+    """The small manifests a run depends on: its data and its split lists."""
     run = spec(wildcards)
-    manifests = [
+    return [
         f"{DATA}/{run.dataset_name}/manifest.json",
         f"{DATA}/splits/{run.split}/manifest.json",
     ]
-    return manifests + ([f"{run.weights}.json"] if run.weights else [])
+
+
+def encoder_weights(wildcards):
+    """The manifest of the fetched encoder weights; none for random ones."""
+    weights = spec(wildcards).weights
+    return f"{weights}.json" if weights else []
 
 
 def evaluations(cells):
@@ -23,10 +28,10 @@ def evaluations(cells):
 
 
 def published_files(wildcards):
-    """The fetched lists behind a split; none if it is drawn."""
+    """The manifests of the fetched lists behind a split; none if it is drawn."""
     files = published_list(suite, wildcards.source, wildcards.protocol, int(wildcards.n))
     paths = [files.labelled, files.unlabelled] if files else []
-    return [f"{DATA}/lists/{wildcards.source}/{path}" for path in paths if path]
+    return [f"{DATA}/lists/{wildcards.source}/{path}.json" for path in paths if path]
 
 
 def origin(wildcards):

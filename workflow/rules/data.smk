@@ -1,4 +1,9 @@
-"""Archives, prepared data and split lists: one rule a data set, since their files differ."""
+"""Archives, prepared data and split lists: one rule a data set, since their files differ.
+
+What is fetched is known by the manifest beside it, `<file>.json`. Snakemake deletes the outputs of a rule before it
+runs and when it fails; a file that the user has put there, or gigabytes that have already arrived, must not be among
+them.
+"""
 
 for name, dataset in suite.datasets.items():
     files = [archive.file for archive in dataset.archives.values()]
@@ -27,7 +32,6 @@ for name, dataset in suite.datasets.items():
             input:
                 [f"{DATA}/upstream/{archive.file}"] if dataset.synthetic else [],
             output:
-                f"{DATA}/archives/{archive.file}",
                 f"{DATA}/archives/{archive.file}.json",
             log:
                 f"logs/{suite.scale}/fetch_{name}_{key}.log",
@@ -36,7 +40,7 @@ for name, dataset in suite.datasets.items():
                 scale=suite.scale,
                 dataset=name,
                 archive=key,
-                source=archive.model_dump_json(),
+                source=archive.identity,
             shell:
                 "u2pl data fetch {params.dataset} {params.archive} --scale {params.scale} > {log} 2>&1"
 
@@ -44,8 +48,6 @@ for name, dataset in suite.datasets.items():
         name:
             f"prepare_{name}"
         input:
-            # A large file is judged by its date, which `dvc pull` changes; the manifest beside it speaks for it.
-            ancient(expand(f"{DATA}/archives/{{file}}", file=files)),
             expand(f"{DATA}/archives/{{file}}.json", file=files),
         output:
             f"{DATA}/{name}/manifest.json",
@@ -64,16 +66,13 @@ for name, dataset in suite.datasets.items():
 
 rule fetch_weights:
     output:
-        "weights/{file}",
         "weights/{file}.json",
     log:
         "logs/fetch_weights_{file}.log",
-    wildcard_constraints:
-        file="|".join(map(re.escape, suite.weights)),
-    retries: 3
+    localrule: True
     params:
         scale=suite.scale,
-        source=lambda wildcards: suite.weights[wildcards.file].model_dump_json(),
+        source=lambda wildcards: suite.weights[wildcards.file].identity,
     shell:
         "u2pl data fetch weights {wildcards.file} --scale {params.scale} > {log} 2>&1"
 
@@ -111,17 +110,16 @@ rule fetch_list:
     input:
         lambda wildcards: mirrored.get((wildcards.source, wildcards.path), []),
     output:
-        f"{DATA}/lists/{{source}}/{{path}}",
+        f"{DATA}/lists/{{source}}/{{path}}.json",
     log:
         f"logs/{suite.scale}/fetch_list/{{source}}/{{path}}.log",
     wildcard_constraints:
         source="|".join(suite.published),
         path=r".+\.txt",
-    retries: 0 if suite.params.synthetic else 3
     localrule: True
     params:
         scale=suite.scale,
-        archive=lambda wildcards: list_archive(suite.published[wildcards.source], wildcards.path).model_dump_json(),
+        archive=lambda wildcards: list_archive(suite.published[wildcards.source], wildcards.path).identity,
     shell:
         "u2pl data fetch-list {wildcards.source} {wildcards.path} --scale {params.scale} > {log} 2>&1"
 
@@ -151,7 +149,7 @@ rule split:
 # What the DVC stages of these names ask for.
 rule weights:
     input:
-        sorted({run.weights for run in suite.runs.values() if run.weights}),
+        sorted({f"{run.weights}.json" for run in suite.runs.values() if run.weights}),
     localrule: True
 
 

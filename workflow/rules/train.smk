@@ -4,7 +4,7 @@
 rule train:
     input:
         tokens=tokens,
-        weights=lambda wildcards: ancient(spec(wildcards).weights or []),
+        weights=encoder_weights,
     output:
         f"{RESULTS}/runs/{{run}}/run.json",
         f"{RESULTS}/runs/{{run}}/history.csv",
