@@ -37,7 +37,7 @@ lint: $(STAMP)
 	snakefmt --check Snakefile workflow
 
 test: lint
-	pytest -n 2
+	pytest -n 2 --dist loadfile # a file's fixtures are expensive: one worker makes them
 
 format: $(STAMP)
 	ruff check --fix .

@@ -7,12 +7,15 @@ from snakemake.utils import min_version, validate
 
 from u2pl.errors import UserError
 from u2pl.experiments import load_suite
+from u2pl.snakemake_files import clear_stale_lock, take_records
 
 min_version("9.0")
 validate(config, "workflow/schemas/config.schema.json")
 
+clear_stale_lock()
 try:
     suite = load_suite(config.setdefault("scale", "demo"))
+    take_records(suite.scale)
 except UserError as error:
     raise WorkflowError(str(error))
 

@@ -57,6 +57,14 @@ def _folders(spec: RunSpec) -> tuple[Path, Path, Path]:
     return root / spec.dataset_name, root / "splits" / spec.split, Path("results") / spec.scale / "runs" / spec.id
 
 
+def _restored(suite: Suite, dataset: str, workers: int = 1) -> None:
+    """Make sure that the prepared files of a data set are here: `dvc pull` brings nothing but their manifest."""
+    from u2pl.data.prepare import restore
+
+    root = Path("data") / suite.scale
+    restore(suite.datasets[dataset], root / "archives", root / dataset, workers)
+
+
 @data.command()
 def synthesize(dataset: str, scale: Scale = "demo") -> None:
     """Draw archives with upstream's names and layouts, as the scale's `synthetic` says."""
@@ -104,6 +112,7 @@ def synthesize_lists(source: str, protocol: str, scale: Scale = "demo") -> None:
     if dataset.synthetic is None:
         raise UserError(f"params/scales/{scale}.yaml: datasets.{params.dataset}.synthetic", "nothing", "synthetic data")
     root = Path("data") / scale
+    _restored(suite, params.dataset)
     lists, target = published.lists.get(protocol, {}), root / "upstream/lists" / source
     mirror(source, protocol, lists, params, dataset.kind, prepared=root / params.dataset, target=target)
 
@@ -133,6 +142,7 @@ def split(protocol: str, labelled: int, source: Source = "drawn", scale: Scale =
     if labelled not in params.fractions.values():
         raise UserError(f"{protocol}: {labelled} labelled images", "no such fraction", params.fractions)
     root = Path("data") / scale
+    _restored(suite, params.dataset)
     prepared, target = root / params.dataset, root / "splits" / protocol / source / str(labelled)
     files = published_list(suite, source, protocol, labelled)
     if files is None:
@@ -174,8 +184,10 @@ def train(run: str, scale: Scale = "demo", device: Device = "auto") -> None:
     from u2pl.data.splits import check
     from u2pl.engine.train import train as start
 
-    spec = _find(load_suite(scale), run)
+    suite = load_suite(scale)
+    spec = _find(suite, run)
     prepared, lists, out = _folders(spec)
+    _restored(suite, spec.dataset_name, spec.recipe.threads)
     check(lists, prepared)  # the lists may have been edited since they were drawn
     weights = spec.weights
     state = Path("results") / scale / "state" / run
@@ -198,16 +210,29 @@ def evaluate(runs: list[str], scale: Scale = "demo", device: Device = "auto") ->
     suite = load_suite(scale)
     for spec in [_find(suite, run) for run in runs]:
         prepared, lists, out = _folders(spec)
+        _restored(suite, spec.dataset_name, spec.recipe.threads)
         evaluate_run(spec, prepared=prepared, split=lists, run_dir=out, device=device)
 
 
 @app.command()
 def cells(scale: Scale = "demo") -> None:
-    """Gather every cell of every table into results/<scale>/cells.csv."""
+    """Gather every cell of every table into results/<scale>/cells.csv; metrics.json and curves.csv are for DVC."""
     from u2pl.report.cells import write_cells
+    from u2pl.report.metrics import write_curves, write_metrics
 
-    results = Path("results") / scale
-    write_cells(load_suite(scale), results, results / "cells.csv")
+    suite, results = load_suite(scale), Path("results") / scale
+    write_cells(suite, results, results / "cells.csv")
+    write_metrics(results / "cells.csv", results / "metrics.json")
+    write_curves(suite, results, results / "curves.csv")
+
+
+@app.command()
+def records(scale: Scale = "demo") -> None:
+    """Write what Snakemake knows about the files of a scale to results/<scale>/records.json, to be versioned."""
+    from u2pl.snakemake_files import write_records
+
+    load_suite(scale)
+    write_records(scale)
 
 
 @app.command()

@@ -13,7 +13,7 @@ import scipy.io
 from cityscapesscripts.helpers.labels import labels as cityscapes_labels
 from PIL import Image
 
-from u2pl.data.prepare import prepare, train_id_table
+from u2pl.data.prepare import prepare, restore, train_id_table
 from u2pl.data.synthesize import synthesize
 from u2pl.errors import UserError
 from u2pl.experiments.schema import Archive, Dataset
@@ -318,3 +318,31 @@ def test_real_files(make_dataset: Make, tmp_path: Path) -> None:
     prepare(make_dataset("cityscapes", {"train": city}), packed, tmp_path / "cityscapes", 2)
     for path in (tmp_path / "cityscapes" / "masks").iterdir():
         assert {0, 2, 8} <= set(np.unique(values(path))), "every street has road, buildings and vegetation"
+
+
+def test_files_whose_manifest_alone_was_pulled_come_back(
+    archives: Path, pascal: Path, make_dataset: Make, tmp_path: Path
+) -> None:
+    target = tmp_path / "pascal"
+    target.mkdir()
+    shutil.copy(pascal / "manifest.json", target)
+    before = (target / "manifest.json").stat().st_mtime_ns
+    for left in (None, "images", "lists"):
+        if left:
+            next((target / left).iterdir()).unlink()
+        restore(make_dataset("pascal"), archives, target, 1)
+        files = {path.relative_to(target): path.read_bytes() for path in target.rglob("*") if path.is_file()}
+        assert files == {path.relative_to(pascal): path.read_bytes() for path in pascal.rglob("*") if path.is_file()}
+        assert (target / "manifest.json").stat().st_mtime_ns == before
+
+
+def test_archives_that_give_other_files_than_the_pulled_manifest_says(
+    archives: Path, pascal: Path, make_dataset: Make, tmp_path: Path
+) -> None:
+    shutil.copy(pascal / "manifest.json", tmp_path)
+    before = (tmp_path / "manifest.json").read_bytes()
+    other = tmp_path / "archives"
+    synthesize("pascal", other, seed=4, train=6, extra=4, val=4, size=(48, 64))
+    with pytest.raises(UserError, match=r"manifest\.json says"):
+        restore(make_dataset("pascal"), other, tmp_path, 1)
+    assert (tmp_path / "manifest.json").read_bytes() == before

@@ -46,7 +46,7 @@ class _Plan:
     masks: dict[tuple[str, str], str] = field(default_factory=dict)
 
 
-def prepare(dataset: Dataset, archives: Path, target: Path, workers: int) -> None:
+def prepare(dataset: Dataset, archives: Path, target: Path, workers: int, manifest: str = "manifest.json") -> None:
     """Convert the archives of `dataset` in the folder `archives` into the folder `target`, with `workers` processes.
 
     Resumes: a file with its final name is complete and is not written again, unless the archives changed. One process
@@ -59,15 +59,15 @@ def prepare(dataset: Dataset, archives: Path, target: Path, workers: int) -> Non
         raise UserError(f"archives of {dataset.kind}", sorted(paths), sorted(expected_keys))
     with locked(target):
         try:
-            _prepare(dataset, paths, target, max(1, workers))
+            _prepare(dataset, paths, target, max(1, workers), manifest)
         except BrokenProcessPool as error:
             raise UserError(target, "a worker that was killed", f"memory for {workers} of them") from error
         except OSError as error:
             raise UserError(error.filename or target, error.strerror, "a file that can be written") from error
 
 
-def _prepare(dataset: Dataset, paths: dict[str, Path], target: Path, workers: int) -> None:
-    (target / "manifest.json").unlink(missing_ok=True)
+def _prepare(dataset: Dataset, paths: dict[str, Path], target: Path, workers: int, manifest: str) -> None:
+    (target / manifest).unlink(missing_ok=True)
     hashes = {path.name: fetched_sha256(path) for path in paths.values()}
     _start(
         target,
@@ -87,7 +87,7 @@ def _prepare(dataset: Dataset, paths: dict[str, Path], target: Path, workers: in
             write_ids(target / "lists" / f"{name}.txt", ids)
         files, content = _content_hash(target, _SUFFIX[dataset.kind], plan, pool)
     write_json(
-        target / "manifest.json",
+        target / manifest,
         {
             "dataset": dataset.kind,
             "suffix": _SUFFIX[dataset.kind],
@@ -100,6 +100,34 @@ def _prepare(dataset: Dataset, paths: dict[str, Path], target: Path, workers: in
             "format": _FORMAT,
         },
     )
+
+
+def restore(dataset: Dataset, archives: Path, target: Path, workers: int) -> None:
+    """Convert the archives again if the manifest in `target` stands there without the files it speaks of.
+
+    Only the manifest is versioned. It is left as it is, so that nothing that depends on it is made again. Raises
+    UserError if the archives are missing or give other files.
+    """
+    manifest, restored = target / "manifest.json", target / "restored.json"
+    if not manifest.is_file():
+        return
+    recorded = read_json(manifest)
+    try:
+        present = read_json(target / "sources.json")["archives"] == recorded["archives"]
+    except UserError:
+        present = False
+    folders = ("images", "masks", "lists")
+    if present and sum(len(list((target / name).glob("[!.]*"))) for name in folders) == recorded["files"]:
+        return
+    print(f"{target}: no files but the manifest; converting the archives again", flush=True)
+    prepare(dataset, archives, target, workers, restored.name)
+    found = read_json(restored)
+    restored.unlink()
+    if found != recorded:
+        differs = next(name for name in found if found[name] != recorded.get(name))
+        raise UserError(
+            f"{archives} as prepared: {differs}", found[differs], f"{recorded.get(differs)}, as {manifest} says"
+        )
 
 
 def _end_with_parent() -> None:

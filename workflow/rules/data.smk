@@ -144,3 +144,16 @@ rule split:
     shell:
         "u2pl data split {wildcards.protocol} {wildcards.n} --source {wildcards.source} --scale {params.scale}"
         " > {log} 2>&1"
+
+
+# What the DVC stages of these names ask for.
+rule weights:
+    input:
+        sorted({f"{run.weights}.json" for run in suite.runs.values() if run.weights}),
+    localrule: True
+
+
+rule splits:
+    input:
+        sorted({f"{DATA}/splits/{run.split}/manifest.json" for run in suite.runs.values()}),
+    localrule: True

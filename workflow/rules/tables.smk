@@ -4,8 +4,11 @@
 rule cells:
     input:
         evaluations(suite.cells),
+        expand(f"{RESULTS}/runs/{{run}}/history.csv", run=suite.runs),
     output:
         f"{RESULTS}/cells.csv",
+        f"{RESULTS}/metrics.json",
+        f"{RESULTS}/curves.csv",
     log:
         f"logs/{suite.scale}/cells.log",
     params:
