@@ -1,6 +1,8 @@
 """A prepared data set of coloured rectangles, small enough to train on within a test."""
 
 import json
+import multiprocessing
+import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -8,6 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+import torch.distributed as dist
 from PIL import Image
 
 from u2pl.experiments.schema import Dataset, MethodSettings, Recipe, RunSpec
@@ -94,3 +97,30 @@ def make_spec() -> Callable[..., RunSpec]:
         )
 
     return make
+
+
+@pytest.fixture(scope="session")
+def fork() -> Callable[[int, Callable[[], None]], list[int | None]]:
+    """Call a function in so many forked processes, as torchrun's ranks if there are several; gives the exit codes."""
+
+    def start(world: int, work: Callable[[], None]) -> list[int | None]:
+        store = dist.TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)  # finds a free port
+
+        def enter(number: int) -> None:
+            ranks = {"RANK": number, "LOCAL_RANK": number, "WORLD_SIZE": world, "MASTER_PORT": store.port}
+            agent = {"MASTER_ADDR": "127.0.0.1", "TORCHELASTIC_USE_AGENT_STORE": "True"}
+            if world > 1:
+                os.environ.update({name: str(value) for name, value in ranks.items()} | agent)
+            work()
+
+        context = multiprocessing.get_context("fork")
+        processes = [context.Process(target=enter, args=(number,)) for number in range(world)]
+        for process in processes:
+            process.start()
+        for process in processes:
+            process.join(120)
+            process.kill()
+            process.join()
+        return [process.exitcode for process in processes]
+
+    return start

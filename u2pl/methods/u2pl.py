@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from u2pl.components import contrast
-from u2pl.components.collectives import gather, total, world_size
+from u2pl.components.collectives import gather, total
 from u2pl.components.contrast_released import negatives_of_own_class, positional_banks
 from u2pl.components.memory_bank import MemoryBank
 from u2pl.components.mixing import cutmix
@@ -102,7 +102,7 @@ class U2PL(CutMix):
         reliable = drop_unreliable(view["labels"], entropies, gamma, self.ignore_label)
         parts = super().losses(masks, output, view | {"labels": reliable}, progress)
         parts["threshold"] = gamma
-        parts["reliable"] = total((reliable != self.ignore_label).float().mean()) / world_size()
+        parts["reliable"] = total((reliable != self.ignore_label).sum()) / everywhere.numel()
         if settings.contrastive_weight > 0:
             low = percentile(everywhere, 100 * alpha)
             if settings.unlabelled_anchor_entropy == "released":
