@@ -2,7 +2,7 @@
 
 import sys
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
 
@@ -182,7 +182,6 @@ def train(
     from u2pl.data.splits import check
     from u2pl.engine.distributed import is_rank
     from u2pl.engine.launch import launch, run_rank
-    from u2pl.engine.train import train as start
 
     spec = _find(load_suite(scale), run)
     prepared, lists, out = _folders(spec)
@@ -190,22 +189,20 @@ def train(
     if restart:
         (state / "state.pt").unlink(missing_ok=True)
     if spec.recipe.gpus > 1 and not is_rank():
-        check(lists, prepared)  # the lists may have been edited since they were drawn
         launch(spec.recipe.gpus, "-m", "u2pl", "train", run, "--scale", scale, "--device", device)
         return
-    arguments: dict[str, Any] = {
-        "prepared": prepared,
-        "split": lists,
-        "weights": Path(spec.weights) if spec.weights else None,
-        "out": out,
-        "state": state,
-        "device": device,
-    }
+
+    def begin() -> None:
+        from u2pl.engine.train import train as start
+
+        check(lists, prepared)  # the lists may have been edited since they were drawn
+        weights = Path(spec.weights) if spec.weights else None
+        start(spec, prepared=prepared, split=lists, weights=weights, out=out, state=state, device=device)
+
     if is_rank():
-        run_rank(start, spec=spec, **arguments)
+        run_rank(begin)
     else:
-        check(lists, prepared)
-        start(spec, **arguments)
+        begin()
 
 
 @app.command()

@@ -11,20 +11,18 @@ import torch.distributed as dist
 from torch import Tensor
 
 STREAMS = 2  # labelled and unlabelled images
-
-
-def _grouped() -> bool:
-    return dist.is_available() and dist.is_initialized()
+# torch 2.14 gave it another name.
+_all_gather = dist.all_gather_single if hasattr(dist, "all_gather_single") else dist.all_gather_into_tensor
 
 
 def world_size() -> int:
     """The number of ranks; 1 outside a process group."""
-    return dist.get_world_size() if _grouped() else 1
+    return dist.get_world_size() if dist.is_initialized() else 1
 
 
 def rank() -> int:
     """This process's rank; 0 outside a process group."""
-    return dist.get_rank() if _grouped() else 0
+    return dist.get_rank() if dist.is_initialized() else 0
 
 
 class _Total(torch.autograd.Function):
@@ -71,7 +69,7 @@ def gather(values: Tensor, streams: int = 1) -> Tensor:
     own = values.detach().contiguous()
     sent = own.view(torch.uint8) if own.dtype == torch.bool else own
     gathered = sent.new_empty(world * len(sent), *sent.shape[1:])
-    dist.all_gather_into_tensor(gathered, sent)
+    _all_gather(gathered, sent)
     ordered = gathered.view(own.dtype).unflatten(0, (world, streams, -1)).transpose(0, 1)
     return ordered.flatten(0, 2)
 

@@ -1,6 +1,7 @@
 """The ranks of one training: how they meet, and layers that see the global batch."""
 
 import os
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import timedelta
@@ -45,7 +46,7 @@ class SyncBatchNorm2d(nn.BatchNorm2d):
     def forward(self, input: Tensor) -> Tensor:
         if not self.training:
             return super().forward(input)
-        count = total(torch.tensor(input.numel() // input.shape[1]))
+        count = world_size() * input.numel() // input.shape[1]  # every rank has as many images
         mean = total(input.sum((0, 2, 3))) / count
         centred = input - mean[:, None, None]
         variance = total(centred.square().sum((0, 2, 3))) / count
@@ -111,4 +112,7 @@ def data_parallel(method: nn.Module) -> nn.Module:
     # Which parameters a step uses is looked up each time: warm-up steps use fewer, and theirs must have no gradient, as
     # with one process. It also keeps DDP from regrouping gradients after its first step, which a resumed run would do
     # at another step, with other rounding.
-    return nn.parallel.DistributedDataParallel(method, broadcast_buffers=False, find_unused_parameters=True)
+    with warnings.catch_warnings():
+        # Newer torch has another name for it, older torch only this one. Nothing is to be sent: all ranks' are equal.
+        warnings.filterwarnings("ignore", "`broadcast_buffers`", FutureWarning)
+        return nn.parallel.DistributedDataParallel(method, broadcast_buffers=False, find_unused_parameters=True)

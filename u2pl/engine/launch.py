@@ -2,6 +2,7 @@
 
 import logging
 import os
+import signal
 import sys
 from collections.abc import Callable
 from typing import Any, NoReturn
@@ -14,7 +15,8 @@ from u2pl.engine.stopping import RESUMABLE, SIGNALS
 from u2pl.errors import UserError
 
 USER_ERROR = 2
-SHUTDOWN_S = 40  # between the signal to stop and SIGKILL: a step and the writing of a state
+SHUTDOWN_S = 40  # between the signal to stop and SIGKILL: for a step and for writing a state
+GRACE_S = 15  # seconds within which ranks fail together; whom torchrun kills, it kills later
 
 
 def launch(ranks: int, *command: str) -> None:
@@ -33,17 +35,25 @@ def launch(ranks: int, *command: str) -> None:
     except SignalException as error:
         sys.exit(RESUMABLE if error.sigval in SIGNALS else 128 + error.sigval)
     except ChildFailedError as error:
-        _report(*min(error.failures.items(), key=lambda item: _priority(item[1])), ranks)
+        _report(_cause(list(error.failures.values())), ranks)
     finally:
         logging.disable(logging.NOTSET)
 
 
-def _priority(failure: ProcessFailure) -> tuple[bool, bool, int]:
-    """Smallest for the cause: a rank that loses its peers fails too, a moment later."""
-    return failure.exitcode != USER_ERROR, failure.exitcode > 0, failure.timestamp
+def _cause(failures: list[ProcessFailure]) -> ProcessFailure:
+    """The failure that the others follow from: ranks that lose a peer fail too, and torchrun kills those that wait."""
+    first = min(failure.timestamp for failure in failures)
+
+    def order(failure: ProcessFailure) -> tuple[bool, bool, int]:
+        soon = failure.timestamp - first < GRACE_S
+        died = failure.exitcode < 0 and failure.exitcode != -signal.SIGTERM and soon
+        return failure.exitcode != USER_ERROR, not died, failure.timestamp
+
+    return min(failures, key=order)
 
 
-def _report(rank: int, failure: ProcessFailure, ranks: int) -> NoReturn:
+def _report(failure: ProcessFailure, ranks: int) -> NoReturn:
+    rank = failure.local_rank
     if failure.exitcode == RESUMABLE:
         sys.exit(RESUMABLE)
     if isinstance(failure.message, str):  # killed, or ended by something that is no exception

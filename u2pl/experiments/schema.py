@@ -366,3 +366,4 @@ class Config(Strict):
     """The configuration of the Snakemake workflow: which scale to run."""
 
     scale: str = "demo"
+    device: str = "auto"  # cpu: train without the GPUs that the recipes ask for
