@@ -19,13 +19,14 @@ ALL = {"precision": "bf16", "tf32": True, "channels_last": True, "fused_sgd": Tr
 
 @pytest.fixture
 def epoch(prepared: Path, split: Path, make_spec: Spec) -> Callable[..., Trainer]:
-    """One epoch of three steps."""
+    """One epoch of three steps, or more."""
 
-    def run(device: torch.device = CPU, method: str = "u2pl", **recipe: Any) -> Trainer:
+    def run(device: torch.device = CPU, method: str = "u2pl", count: int = 1, **recipe: Any) -> Trainer:
         spec = make_spec(method, settings={"warmup_epochs": 0}, lr=0.005, **recipe)
         with deterministic(1, tf32=spec.recipe.tf32):
             trainer = Trainer(spec, prepared, split, None, device)
-            trainer.run_epoch()
+            for _ in range(count):
+                trainer.run_epoch()
         return trainer
 
     return run
@@ -55,10 +56,8 @@ def test_a_switch_rounds_and_no_more(switch: dict[str, Any], tolerance: float, e
 
 def test_what_only_moves_data_changes_no_bit(epoch: Callable[..., Trainer]) -> None:
     """Kept workers and pinned memory, over two epochs: the second one reuses the workers."""
-    one, other = epoch(), epoch(workers=2, persistent_workers=True, pinned_memory=False)
-    with deterministic(1):
-        for trainer in (one, other):
-            trainer.run_epoch()
+    one = epoch(count=2)
+    other = epoch(count=2, workers=2, persistent_workers=True, pinned_memory=False)
     pairs = zip(one.method.state_dict().values(), other.method.state_dict().values(), strict=True)
     assert all(torch.equal(value, same) for value, same in pairs)
 
