@@ -268,6 +268,14 @@ def test_ranks_load_their_stretch_of_the_same_batches(
         batches(0, 3)
 
 
+def test_more_ranks_than_gpus_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name, value in {"RANK": "1", "LOCAL_RANK": "1", "WORLD_SIZE": "2"}.items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
+    with pytest.raises(UserError, match="found 1 GPUs, expected 2"), joined(torch.device("cuda")):
+        pass
+
+
 def test_global_samples_are_drawn_from_the_anchors_of_all_ranks(on_ranks: OnRanks) -> None:
     """A class with anchors on one rank only is as likely there as with one process: the draws are the same."""
     anchors = torch.from_numpy(np.random.default_rng(0).random((4, C, 3, 3)) < 0.2)

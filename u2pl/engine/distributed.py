@@ -11,6 +11,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 from u2pl.components.collectives import rank, total, world_size
+from u2pl.errors import UserError
 
 # Of any exchange between ranks. With the time torchrun takes to end the others, a job outlives a lost rank by less than
 # two minutes.
@@ -26,13 +27,15 @@ def is_rank() -> bool:
 def joined(device: torch.device) -> Iterator[torch.device]:
     """Inside, a process that torchrun started is one of WORLD_SIZE ranks; yields the device it uses.
 
-    A process on its own keeps its device and joins nothing.
+    A process on its own keeps its device and joins nothing. Raises UserError where a rank has no GPU for itself.
     """
     if not is_rank() or os.environ["WORLD_SIZE"] == "1":
         yield device
         return
     if device.type == "cuda":
         device = torch.device("cuda", int(os.environ["LOCAL_RANK"]))
+        if (found := torch.cuda.device_count()) <= device.index:
+            raise UserError("device", f"{found} GPUs", f"{os.environ['WORLD_SIZE']}, one a rank")
         torch.cuda.set_device(device)
     # gloo as well, so that ranks can agree on something without waiting for their GPUs
     dist.init_process_group("cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo", timeout=TIMEOUT)
