@@ -1,4 +1,4 @@
-"""A toy training as a process, or as ranks if there are several: FOLDER RANKS [FAULT STEP RANK].
+"""A toy training by torchrun's ranks: FOLDER RANKS [FAULT STEP RANK].
 
 FOLDER holds arguments.json, as test_resume.py writes it. The fault happens to one rank at one step.
 """
@@ -19,7 +19,6 @@ from u2pl.components.collectives import rank
 from u2pl.engine import launch as launching
 from u2pl.engine.distributed import is_rank
 from u2pl.engine.launch import launch, run_rank
-from u2pl.engine.train import Trainer, train
 from u2pl.errors import UserError
 from u2pl.experiments.schema import RunSpec
 
@@ -31,9 +30,11 @@ def arguments(folder: Path) -> dict[str, Any]:
 
 
 def install(fault: str, step: int, victim: int) -> None:
+    from u2pl.engine.train import Trainer
+
     original = Trainer._step
 
-    def faulty(self: Trainer, batch: dict[str, torch.Tensor], present: int) -> dict[str, torch.Tensor]:
+    def faulty(self: Any, batch: dict[str, torch.Tensor], present: int) -> dict[str, torch.Tensor]:
         if present == step and fault == "SIGSTOP":
             _set_pg_timeout(timedelta(seconds=5))
         if (present, rank()) == (step, victim):
@@ -55,17 +56,16 @@ def install(fault: str, step: int, victim: int) -> None:
 
 if __name__ == "__main__":
     folder, ranks = Path(sys.argv[1]), int(sys.argv[2])
-    if ranks > 1 and not is_rank():
+    if not is_rank():
         if sys.argv[3:4] == ["SIGSTOP"]:
             # The 30 seconds that torchrun waits before SIGKILL, which a test need not wait.
             PContext.close.__defaults__, launching.GRACE_S = (None, 4), 1
         launch(ranks, __file__, *sys.argv[1:])
         sys.exit()
+    from u2pl.engine.train import train  # not for the launcher, which is to start fast
+
     if sys.argv[3:]:
         install(sys.argv[3], int(sys.argv[4]), int(sys.argv[5]))
-    if is_rank():
-        with (folder / "pids").open("a") as stream:
-            stream.write(f"{os.getpid()}\n")
-        run_rank(train, **arguments(folder))
-    else:
-        train(**arguments(folder))
+    with (folder / "pids").open("a") as stream:
+        stream.write(f"{os.getpid()}\n")
+    run_rank(train, **arguments(folder))

@@ -8,6 +8,7 @@ import re
 import signal
 import subprocess
 import sys
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -266,7 +267,13 @@ def job(
         command = [sys.executable, str(Path(__file__).parent / "ranks.py"), str(tmp_path), "2", *map(str, fault)]
         done = subprocess.run(command, capture_output=True, text=True, timeout=300)
         left = [pid for pid in pids.read_text().split() if Path(f"/proc/{pid}").exists()]
-        assert "orphan" in fault or not left
+        if "orphan" in fault:
+            assert done.returncode == KILLED
+            deadline = time.monotonic() + 200
+            while left and time.monotonic() < deadline:
+                time.sleep(0.1)
+                left = [pid for pid in left if Path(f"/proc/{pid}").exists()]
+        assert not left
         return done
 
     return start
@@ -282,6 +289,12 @@ def test_a_job_stopped_killed_and_started_again(job: Any, whole: Any, tmp_path: 
     assert done.returncode == 0, done.stderr
     assert done.stdout.count("epoch 3/3") == 1  # one rank speaks
     assert outcome(tmp_path / "run") == whole("u2pl", 2)
+
+
+def test_ranks_whose_torchrun_is_gone_write_a_state_and_end(job: Any, tmp_path: Path) -> None:
+    job("orphan", 4, 0)
+    state = checkpoints.load(tmp_path / "state/state.pt")
+    assert state["epoch"] == 1 and not (tmp_path / "run").exists()
 
 
 def test_what_a_rank_meets_is_told_in_one_line(job: Any) -> None:
