@@ -179,27 +179,43 @@ def audit(
 
 
 @app.command()
-def train(run: str, scale: Scale = "demo", device: Device = "auto") -> None:
-    """Train one run; a stopped one goes on from its last state."""
+def train(
+    run: str,
+    scale: Scale = "demo",
+    device: Device = "auto",
+    restart: Annotated[bool, typer.Option(help="Forget the state that an interrupted training left.")] = False,
+) -> None:
+    """Train one run; a stopped one goes on from its last state. A recipe with several GPUs starts a rank for each.
+
+    SIGTERM and SIGUSR1 end the present step and exit with 75: the same command goes on from there.
+    """
     from u2pl.data.splits import check
-    from u2pl.engine.train import train as start
+    from u2pl.engine.distributed import is_rank
+    from u2pl.engine.launch import launch, run_rank
 
     suite = load_suite(scale)
     spec = _find(suite, run)
     prepared, lists, out = _folders(spec)
-    _restored(suite, spec.dataset_name, spec.recipe.threads)
-    check(lists, prepared)  # the lists may have been edited since they were drawn
-    weights = spec.weights
+    if not is_rank():
+        _restored(suite, spec.dataset_name, spec.recipe.threads)
     state = Path("results") / scale / "state" / run
-    start(
-        spec,
-        prepared=prepared,
-        split=lists,
-        weights=Path(weights) if weights else None,
-        out=out,
-        state=state,
-        device=device,
-    )
+    if restart:
+        (state / "state.pt").unlink(missing_ok=True)
+    if spec.recipe.gpus > 1 and not is_rank():
+        launch(spec.recipe.gpus, "-m", "u2pl", "train", run, "--scale", scale, "--device", device)
+        return
+
+    def begin() -> None:
+        from u2pl.engine.train import train as start
+
+        check(lists, prepared)  # the lists may have been edited since they were drawn
+        weights = Path(spec.weights) if spec.weights else None
+        start(spec, prepared=prepared, split=lists, weights=weights, out=out, state=state, device=device)
+
+    if is_rank():
+        run_rank(begin)
+    else:
+        begin()
 
 
 @app.command()

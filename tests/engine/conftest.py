@@ -1,6 +1,9 @@
 """A prepared data set of coloured rectangles, small enough to train on within a test."""
 
 import json
+import multiprocessing
+import os
+import socket
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -8,6 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+import torch.distributed as dist
 from PIL import Image
 
 from u2pl.experiments.schema import Dataset, MethodSettings, Recipe, RunSpec
@@ -94,3 +98,37 @@ def make_spec() -> Callable[..., RunSpec]:
         )
 
     return make
+
+
+@pytest.fixture(scope="session")
+def fork() -> Callable[[int, Callable[[], None]], list[int | None]]:
+    """Call a function in so many forked processes, as torchrun's ranks if there are several; gives the exit codes."""
+
+    def start(world: int, work: Callable[[], None]) -> list[int | None]:
+        # A free port, taken now; the first rank serves it. A server here would be a thread, which a fork may catch with
+        # a lock in its hand.
+        with socket.create_server(("127.0.0.1", 0)) as listening:
+            port = listening.getsockname()[1]
+
+            def enter(number: int) -> None:
+                ranks = {"RANK": number, "LOCAL_RANK": number, "WORLD_SIZE": world, "MASTER_PORT": port}
+                agent = {"MASTER_ADDR": "127.0.0.1", "TORCHELASTIC_USE_AGENT_STORE": "True"}
+                if world > 1:
+                    os.environ.update({name: str(value) for name, value in ranks.items()} | agent)
+                if number == 0:
+                    fd = listening.detach()
+                    store = dist.TCPStore("127.0.0.1", port, None, True, wait_for_workers=False, master_listen_fd=fd)
+                    assert store.port == port
+                work()
+
+            context = multiprocessing.get_context("fork")
+            processes = [context.Process(target=enter, args=(number,)) for number in range(world)]
+            for process in processes:
+                process.start()
+        for process in processes:
+            process.join(120)
+            process.kill()
+            process.join()
+        return [process.exitcode for process in processes]
+
+    return start

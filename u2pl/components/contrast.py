@@ -7,7 +7,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from u2pl.components.collectives import STREAMS, gather, locate, rank, total
 from u2pl.components.memory_bank import MemoryBank
+from u2pl.components.precision import at_least_float32
 
 
 def category_order(probs: Tensor) -> Tensor:
@@ -71,11 +73,12 @@ def entropy_condition(entropies: Tensor, gamma_t: Tensor, low: Tensor, negatives
 def positives(teacher: Tensor, anchors: Tensor) -> Tensor:
     """Eq. 12: the mean teacher representation of A_c for each class, (C, D); zeros where A_c is empty.
 
-    `teacher` is (B, D, h, w), `anchors` bool (B, C, h, w): A_c, or what a reading takes in its place.
+    `teacher` is (B, D, h, w), `anchors` bool (B, C, h, w): A_c, or what a reading takes in its place. The mean is over
+    the images of all ranks.
     """
     weights = anchors.flatten(2).to(teacher.dtype)
-    totals = torch.bmm(weights, teacher.flatten(2).transpose(1, 2)).sum(0)
-    return totals / weights.sum(dim=(0, 2)).clamp(min=1)[:, None]
+    totals = total(torch.bmm(weights, teacher.flatten(2).transpose(1, 2)).sum(0))
+    return totals / total(weights.sum(dim=(0, 2))).clamp(min=1)[:, None]
 
 
 def sample_pixels(qualified: Tensor, n: int, generator: torch.Generator) -> Tensor:
@@ -134,7 +137,7 @@ def info_nce(anchors: Tensor, positive: Tensor, keys: Tensor, index: Tensor, tau
 class Samples:
     """The anchors and negatives of one step: lines 8 and 12 of Algorithm 1."""
 
-    anchors: Tensor  # int64 (C, M): pixels, counted over (B, h, w)
+    anchors: Tensor  # int64 (C, M): pixels, counted over (B, h, w) of all ranks
     keys: Tensor  # int64 (C, M, N): rows of the bank's keys, for each anchor
     valid: Tensor  # bool (C,): False where there is no anchor or no negative, and the rest of the row means nothing
 
@@ -150,7 +153,8 @@ def sample(
 ) -> Samples:
     """M of `anchors` (B, C, h, w) of each class and N vectors of its bank for each, uniform with replacement.
 
-    `banks` int64 (C,) is the class whose bank the class's anchors meet, -1 for none; None: their own.
+    Every rank gives the `anchors` of all and an equal generator, and so draws the same. `banks` int64 (C,) is the class
+    whose bank the class's anchors meet, -1 for none; None: their own.
     """
     candidates = anchors.transpose(0, 1).flatten(1)
     picked = sample_pixels(candidates, n_anchors, generator)
@@ -163,11 +167,13 @@ def sample(
 def class_losses(student: Tensor, positive: Tensor, keys: Tensor, samples: Samples, tau: float) -> Tensor:
     """The inner sum of Eq. 4 over M for each class, (C,): the mean over its anchors, 0 where the samples are not valid.
 
-    `student` (B, D, h, w) holds the anchors, `positive` (C, D) the result of Eq. 12, `keys` those of the bank.
+    `student` (B, D, h, w) holds the anchors, `positive` (C, D) the result of Eq. 12, `keys` those of the bank. A rank
+    counts the anchors in its own images; the sum over the ranks is the whole.
     """
     area = student.shape[2] * student.shape[3]
-    vectors = student.flatten(2)[samples.anchors // area, :, samples.anchors % area].float()
-    terms = info_nce(vectors, positive, keys, samples.keys, tau)
+    owner, image = locate(samples.anchors // area, len(student))
+    vectors = at_least_float32(student.flatten(2)[image, :, samples.anchors % area])
+    terms = torch.where(owner == rank(), info_nce(vectors, positive, keys, samples.keys, tau), 0.0)
     return torch.where(samples.valid, terms.mean(dim=1), 0.0)
 
 
@@ -191,15 +197,17 @@ def contrastive_loss(
     `student` and `teacher` are representations (B, D, h, w) of the same images, labelled first; `anchors` (Eq. 11) and
     `negatives` (Eq. 16) are bool (B, C, h, w). Anchors are student vectors; positives and negatives are the
     teacher's and carry no gradient. The bank takes this batch's negatives before it is sampled. A class without
-    anchors or with an empty bank adds 0, and the mean is over all C * M terms.
+    anchors or with an empty bank adds 0, and the mean is over all C * M terms. The images are one rank's; the bank, the
+    samples and the loss are those of the global batch.
 
     The released reading replaces three things: `centred`, the pixels that z+ is the mean of (None: A_c); `banks`, the
     bank of each class's anchors (None: its own; see `sample`); and `n_classes`, a scalar to divide by instead of C.
     """
     with torch.autocast(student.device.type, enabled=False):  # cosines of half-precision vectors lose the ranking
-        teacher = teacher.detach().float()
-        bank.push(teacher.permute(0, 2, 3, 1).flatten(0, 2), negatives.transpose(0, 1).flatten(1))
-        samples = sample(anchors, bank, banks, n_anchors, n_negatives, generator)
+        teacher = at_least_float32(teacher.detach())
+        qualified = gather(negatives, STREAMS).transpose(0, 1).flatten(1)
+        bank.push(teacher.permute(0, 2, 3, 1).flatten(0, 2), qualified)
+        samples = sample(gather(anchors, STREAMS), bank, banks, n_anchors, n_negatives, generator)
         positive = positives(teacher, anchors if centred is None else centred)
         losses = class_losses(student, positive, bank.keys, samples, tau)
-        return losses.sum() / (len(losses) if n_classes is None else n_classes.clamp(min=1))
+        return total(losses.sum()) / (len(losses) if n_classes is None else n_classes.clamp(min=1))

@@ -6,6 +6,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from u2pl.components.collectives import fetch
+
 
 class MemoryBank(nn.Module):
     """One ring per class in a single preallocated tensor, kept on the device of the method.
@@ -46,16 +48,18 @@ class MemoryBank(nn.Module):
     def push(self, features: Tensor, qualified: Tensor) -> None:
         """Append, for each class, the features of its qualified pixels in pixel order; the oldest leave.
 
-        `features` is (n, D), of any length and float type; `qualified` is bool (C, n). Only rows that survive this very
-        call are copied (the last `capacity` of a class). One `nonzero` is the only wait for the device.
+        `features` is (n, D), of any length and float type; `qualified` is bool (C, n). Of several ranks each gives its
+        own features and the `qualified` pixels of all, (C, n * world size), so that their banks stay equal. Only rows
+        that survive this very call are copied, or sent (the last `capacity` of a class). With one process, `nonzero` is
+        the only wait for the device.
         """
         order = qualified.cumsum(dim=1)
         pushed = order[:, -1] if order.shape[1] else torch.zeros_like(self.count)
         surviving = qualified & (order > (pushed - self.capacity)[:, None])
         classes, pixels = surviving.nonzero(as_tuple=True)
         slots = (self.head[classes] + order[classes, pixels] - 1) % self.capacity[classes] + self.start[classes]
-        rows = F.normalize(features.float(), dim=1)
-        self.keys.index_copy_(0, slots, rows.index_select(0, pixels))
+        rows = F.normalize(features.to(self.keys.dtype), dim=1)
+        self.keys.index_copy_(0, slots, fetch(rows, pixels))
         self.head.add_(pushed).remainder_(self.capacity)
         self.count.add_(pushed).clamp_(max=self.capacity)
 

@@ -5,9 +5,10 @@ import math
 import torch
 from torch import Tensor
 
-GROUP = (
-    4  # images that mix with each other: the share of one GPU in the released code, whatever the number of GPUs here
-)
+from u2pl.components.collectives import gather, rank, world_size
+
+# Images that mix with each other: the share of a GPU in the released code, here whatever the number of GPUs.
+GROUP = 4
 
 
 def cutmix_boxes(
@@ -44,7 +45,12 @@ def cutmix(values: Tensor, boxes: Tensor) -> Tensor:
     """Each image with the pixels of its partner (see `partners`) inside its box.
 
     `values` is (B, H, W) or (B, K, H, W), `boxes` bool (B, H, W). The same boxes mix images and their pseudo-labels.
+    Both are one rank's; its partners are fetched from other ranks where its images are not whole groups.
     """
     inside = boxes if values.ndim == 3 else boxes[:, None]
+    first = rank() * len(values)
+    own = partners(len(values) * world_size())[first : first + len(values)]
+    everywhere = gather(values) if len(values) % GROUP else values
+    offset = first if everywhere is values else 0
     # Rows one by one: an index tensor would have to travel to the device.
-    return torch.where(inside, torch.stack([values[i] for i in partners(len(values))]), values)
+    return torch.where(inside, torch.stack([everywhere[i - offset] for i in own]), values)

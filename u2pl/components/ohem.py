@@ -4,6 +4,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from u2pl.components.collectives import gather, total
+
 THRESHOLD = 0.7
 MIN_KEPT = 100_000
 
@@ -15,7 +17,8 @@ def ohem_loss(
 
     A pixel is hard where the probability of its true class is at most max(threshold, that of the `min_kept`-th hardest
     pixel of the batch): at least `min_kept` are kept, and all that are labelled if there are fewer. Ignored pixels
-    never count; without a labelled pixel the loss is 0 with zero gradients. Raises ValueError for `min_kept` < 1.
+    never count; without a labelled pixel the loss is 0 with zero gradients. The batch is that of all ranks. Raises
+    ValueError for `min_kept` < 1.
     """
     if min_kept < 1:
         raise ValueError(f"min_kept {min_kept}: expected at least 1")
@@ -24,6 +27,7 @@ def ohem_loss(
     losses = F.cross_entropy(rows, truth, ignore_index=ignore, reduction="none")
     # ignored pixels last, behind a probability of 1; counting the others would wait for the device
     probs = torch.where(truth != ignore, losses.detach().neg().exp(), 2.0)
-    hardest = probs.kthvalue(min(min_kept, len(probs))).values
+    everywhere = gather(probs)
+    hardest = everywhere.kthvalue(min(min_kept, len(everywhere))).values
     kept = (truth != ignore) & (probs <= hardest.clamp(min=threshold))
-    return torch.where(kept, losses, 0.0).sum() / kept.sum().clamp(min=1)
+    return total(torch.where(kept, losses, 0.0).sum()) / total(kept.sum()).clamp(min=1)

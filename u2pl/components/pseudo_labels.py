@@ -6,6 +6,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from u2pl.components.collectives import total
+
 
 def entropy(probs: Tensor) -> Tensor:
     """Eq. 5: per-pixel entropy in nats of `probs` (B, C, H, W); returns (B, H, W). 0 log 0 counts as 0."""
@@ -57,13 +59,13 @@ def drop_unreliable(labels: Tensor, entropies: Tensor, gamma_t: Tensor | float, 
 def supervised_loss(logits: Tensor, labels: Tensor, ignore: int) -> Tensor:
     """Eq. 2: mean cross-entropy of `logits` (B, C, H, W) over the pixels of `labels` (B, H, W) that are not `ignore`.
 
-    A batch without a single labelled pixel gives 0 and zero gradients, not NaN.
+    The mean is over the images of all ranks. Without a single labelled pixel it is 0 with zero gradients, not NaN.
     """
     # the sum and the count separately: the built-in mean divides 0 by 0 when everything is ignored
     # and one row a pixel: on CUDA the loss over (B, C, H, W) has no deterministic kernel
     rows = logits.movedim(1, -1).flatten(0, -2)
-    total = F.cross_entropy(rows, labels.flatten(), ignore_index=ignore, reduction="sum")
-    return total / (labels != ignore).sum().clamp(min=1)
+    losses = F.cross_entropy(rows, labels.flatten(), ignore_index=ignore, reduction="sum")
+    return total(losses) / total((labels != ignore).sum()).clamp(min=1)
 
 
 def unsupervised_weight(labels: Tensor, eta: float, ignore: int) -> Tensor:

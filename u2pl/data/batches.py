@@ -1,5 +1,6 @@
 """Prepared files -> samples -> training batches that depend on (seed, epoch, position) only."""
 
+import signal
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -70,8 +71,9 @@ class TrainBatches:
     An epoch is one pass over the unlabelled list, with the labelled list repeated to its length; over the labelled list
     if nothing is unlabelled, or if `supervised_only` and the settings count SupOnly's epochs so. An incomplete last
     batch is dropped; a list shorter than one batch is repeated to give one. Orders and augmentations come from (recipe
-    seed, epoch, stream, position) alone: batches do
-    not depend on the number of workers, and an epoch can be entered without those before it.
+    seed, epoch, stream, position) alone: batches do not depend on the number of workers, and an epoch can be entered
+    without those before it. Of `ranks` processes, the one called `rank` loads its stretch of each batch only; `images`
+    is its length. Raises UserError if a batch has no equal stretches.
     """
 
     def __init__(
@@ -85,6 +87,8 @@ class TrainBatches:
         seed: int,
         *,
         supervised_only: bool,
+        rank: int = 0,
+        ranks: int = 1,
     ) -> None:
         if not labelled_ids:
             raise UserError("labelled list", "no image", "one or more")
@@ -102,15 +106,21 @@ class TrainBatches:
         length = len(unlabelled_ids) if whole and unlabelled_ids else len(labelled_ids)
         # Half of an odd batch is rounded down, but never to nothing.
         batch = recipe.batch if settings.batch_size == "per_stream" else max(1, recipe.batch // 2)
-        self._steps = _Steps(folder(labelled_ids), unlabelled, max(1, length // batch), batch, seed)
+        if batch % ranks:
+            raise UserError("recipe: batch", f"{batch} images a step for {ranks} ranks", f"a multiple of {ranks}")
+        self.images = batch // ranks
+        stretch = range(rank * self.images, (rank + 1) * self.images)
+        self._steps = _Steps(folder(labelled_ids), unlabelled, max(1, length // batch), batch, stretch, seed)
         self._order = _Order()
         self._loader = DataLoader(
             self._steps,
             batch_size=None,
             sampler=self._order,
-            num_workers=recipe.workers,
+            num_workers=(workers := -(-recipe.workers // ranks)),
             generator=torch.Generator(),  # the loader draws a seed nobody uses: not from the global generator
-            pin_memory=torch.cuda.is_available(),
+            pin_memory=recipe.pinned_memory and torch.cuda.is_available(),
+            persistent_workers=recipe.persistent_workers and workers > 0,
+            worker_init_fn=outlive_signals,
         )
 
     def __len__(self) -> int:
@@ -126,6 +136,12 @@ class TrainBatches:
             if "error" in batch:
                 raise UserError(*batch["error"])
             yield batch
+
+
+def outlive_signals(worker: int) -> None:
+    """A scheduler signals every process of a job, but the training still needs its workers to end a step."""
+    for number in (signal.SIGTERM, signal.SIGUSR1):
+        signal.signal(number, signal.SIG_IGN)
 
 
 class _Order:
@@ -145,10 +161,16 @@ class _Steps(TorchDataset[dict[str, Any]]):
     """Key (epoch, step) -> a whole batch, so that one worker makes one step."""
 
     def __init__(
-        self, labelled: SegmentationFolder, unlabelled: SegmentationFolder | None, steps: int, batch: int, seed: int
+        self,
+        labelled: SegmentationFolder,
+        unlabelled: SegmentationFolder | None,
+        steps: int,
+        batch: int,
+        stretch: range,
+        seed: int,
     ) -> None:
         self.labelled, self.unlabelled, self.seed = labelled, unlabelled, seed
-        self.steps, self.batch = steps, batch
+        self.steps, self.batch, self.stretch = steps, batch, stretch
 
     def __len__(self) -> int:
         return self.steps
@@ -169,7 +191,7 @@ class _Steps(TorchDataset[dict[str, Any]]):
         return {name: value.as_subclass(Tensor) for name, value in out.items()}
 
     def _positions(self, step: int) -> range:
-        return range(step * self.batch, (step + 1) * self.batch)
+        return range(step * self.batch + self.stretch.start, step * self.batch + self.stretch.stop)
 
     def _labelled(self, epoch: int, position: int) -> Sample:
         index = self._index(self.labelled, epoch, _LABELLED, position)

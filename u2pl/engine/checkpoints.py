@@ -2,18 +2,22 @@
 
 import hashlib
 import json
+import shutil
+import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
 
+from u2pl.components.collectives import rank, world_size
 from u2pl.errors import UserError
 from u2pl.files import atomic_path, sha256
 
 if TYPE_CHECKING:
     from u2pl.experiments.schema import RunSpec
 
+NUMERICS = ("components", "data", "engine", "methods", "models")  # the parts of the package that make the numbers
 Weights = dict[str, dict[str, Tensor] | None]
 
 
@@ -63,17 +67,23 @@ def load_network_weights(network: nn.Module, weights: dict[str, Any], selection:
     network.load_state_dict(state)
 
 
-def state_key(spec: "RunSpec", split: Path, prepared: Path, weights: Path | None, device: torch.device) -> str:
-    """Hash of all that a continued training must share with the interrupted one to give the same weights."""
+def state_key(spec: "RunSpec", split: Path, prepared: Path, weights: Path | None) -> str:
+    """Hash of what a training is of: settings, split, data and encoder weights."""
     parts: dict[str, Any] = {
         "spec": spec.science(),
         "split": manifest_hash(split),
         "data": manifest_hash(prepared),
         "weights": sha256(weights) if weights else None,
-        "torch": torch.__version__,
-        "device": device.type,
     }
     return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
+
+
+def maker(device: torch.device) -> dict[str, str]:
+    """What a training is done by; a state goes on to the same bits under an equal one only."""
+    folder = Path(__file__).parents[1]
+    sources = [path for part in NUMERICS for path in sorted((folder / part).glob("*.py"))]
+    code = hashlib.sha256(b"".join(path.read_bytes() for path in sources)).hexdigest()[:12]
+    return {"code": code, "torch": str(torch.__version__), "device": device.type, "ranks": str(world_size())}
 
 
 def manifest_hash(folder: Path) -> str:
@@ -84,17 +94,59 @@ def manifest_hash(folder: Path) -> str:
     return sha256(path)
 
 
-def load_state(path: Path, key: str) -> dict[str, Any] | None:
-    """The state to continue from, or None where there is none or it belongs to another training; says which."""
-    if not path.exists():
-        return None
-    try:
-        state = load(path)
-    except UserError as error:
-        print(f"{error}: starting over", flush=True)
-        return None
-    if state.get("key") != key:
-        print(f"{path}: written under other settings or data, starting over", flush=True)
-        return None
-    print(f"{path}: continuing after epoch {state['epoch'] + 1}", flush=True)
-    return state
+class StateFile:
+    """The state of an interrupted training, `folder`/state.pt, which one process of all ranks writes.
+
+    key: see `state_key`; made_by: see `maker`; minutes: between two writings.
+    """
+
+    def __init__(self, folder: Path, key: str, made_by: dict[str, str], minutes: float) -> None:
+        self.folder, self.path = folder, folder / "state.pt"
+        self.key, self.made_by = key, made_by
+        self.seconds, self.written = 60 * minutes, time.monotonic()
+
+    def load(self) -> dict[str, Any] | None:
+        """The state to go on from; None, and a line that says why, if it is damaged or of other settings or data.
+
+        Raises UserError if it is of this training but made by other code, another torch, device or number of ranks.
+        """
+        if not self.path.exists():
+            return None
+        try:
+            state = load(self.path)
+            refusal = None if state.get("key") == self.key else f"{self.path}: of other settings or data"
+        except UserError as error:
+            refusal = str(error)
+        if refusal is not None:
+            if rank() == 0:
+                print(f"{refusal}: starting over", flush=True)
+            return None
+        there, here = state["made_by"], self.made_by
+        if there != here:
+            differing = [name for name in here if there.get(name) != here[name]]
+            found, expected = (", ".join(f"{name} {by.get(name)}" for name in differing) for by in (there, here))
+            raise UserError(self.path, f"a state by {found}", f"{expected}; `u2pl train --restart` starts over")
+        if rank() == 0:
+            print(f"{self.path}: going on after {state['epoch']} epochs and {state['index']} steps", flush=True)
+        return state
+
+    def due(self) -> bool:
+        """Whether it is time to write again."""
+        return time.monotonic() - self.written >= self.seconds
+
+    def save(self, state: dict[str, Any]) -> None:
+        """Write the state, which is the same on every rank."""
+        if rank() == 0:
+            self._remove_torn()
+            save(self.path, {"key": self.key, "made_by": self.made_by} | state)
+        self.written = time.monotonic()
+
+    def _remove_torn(self) -> None:
+        """What a process killed while it was writing left behind."""
+        for torn in self.folder.glob(f".{self.path.name}.*"):
+            torn.unlink(missing_ok=True)
+
+    def remove(self) -> None:
+        """Forget the state, and the folder with it."""
+        if rank() == 0:
+            shutil.rmtree(self.folder, ignore_errors=True)

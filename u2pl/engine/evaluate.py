@@ -1,7 +1,7 @@
 """Mean IoU over a whole validation list, from centre crops or from sliding windows at full resolution."""
 
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -11,8 +11,9 @@ from torch import Tensor, nn
 from torch.nn import functional
 from torch.utils.data import DataLoader
 
+from u2pl.components.collectives import rank, total, world_size
 from u2pl.data.augment import centre_crop, normalise
-from u2pl.data.batches import SegmentationFolder
+from u2pl.data.batches import SegmentationFolder, outlive_signals
 from u2pl.data.lists import read_ids
 from u2pl.engine.checkpoints import load, load_network_weights
 from u2pl.engine.seeding import choose_device, deterministic
@@ -102,7 +103,14 @@ def _batches(prepared: Path, ids: list[str], dataset: "Dataset", workers: int, p
     collate = partial(_collate, crop=dataset.evaluation.crop if cropped else None, pad=pad, mean=dataset.mean)
     size = dataset.evaluation.batch if cropped else 1
     # A generator of its own: the loader draws a seed, which must not move the one dropout draws from.
-    yield from DataLoader(folder, batch_size=size, num_workers=workers, collate_fn=collate, generator=torch.Generator())
+    yield from DataLoader(
+        folder,
+        batch_size=size,
+        num_workers=workers,
+        collate_fn=collate,
+        generator=torch.Generator(),
+        worker_init_fn=outlive_signals,
+    )
 
 
 @torch.inference_mode()
@@ -114,19 +122,22 @@ def evaluate(
     device: torch.device,
     workers: int = 0,
     pad: int = 255,
+    between: Callable[[], None] = lambda: None,
 ) -> Tensor:
     """Confusion matrix, int64 on the CPU, of the network over the images `ids` in the data set's evaluation mode.
 
     network: on `device`, maps images (B, 3, H, W) to {"logits": (B, C, h, w)}; evaluated in eval mode and left in the
-    mode it was in. pad: the label of what a centre crop adds to a smaller image.
+    mode it was in. pad: the label of what a centre crop adds to a smaller image. between: called after every batch.
+    Several ranks share the images and all get the whole matrix; workers are of all ranks together.
     """
     settings, n_classes = dataset.evaluation, len(dataset.classes)
     stride = math.ceil(settings.stride * settings.crop)
     confusion = torch.zeros(n_classes, n_classes, dtype=torch.int64)
+    own, workers = ids[rank() :: world_size()], -(-workers // world_size())
     training = network.training
     network.eval()
     try:
-        for images, masks in _batches(prepared, ids, dataset, workers, pad):
+        for images, masks in _batches(prepared, own, dataset, workers, pad):
             inputs = normalise(images.to(device), dataset.mean, dataset.std)
             if settings.mode == "centre_crop":
                 logits = upsample(network(inputs)["logits"], (inputs.shape[-2], inputs.shape[-1]))
@@ -134,9 +145,10 @@ def evaluate(
                 logits = sliding_logits(network, inputs, settings.crop, stride, settings.batch)
             labels = masks.to(device)
             confusion += confusion_matrix(logits.argmax(1), labels, n_classes, dataset.ignore_label).cpu()
+            between()
     finally:
         network.train(training)
-    return confusion
+    return total(confusion)
 
 
 def validation_ids(split: Path) -> list[str]:
@@ -159,23 +171,33 @@ def pad_label(spec: "RunSpec") -> int:
     return spec.dataset.ignore_label if spec.settings.crop_pad_label_evaluation == "ignore" else 0
 
 
-def evaluate_run(spec: "RunSpec", prepared: Path, split: Path, run_dir: Path, device: str = "auto") -> None:
+def evaluate_run(
+    spec: "RunSpec",
+    prepared: Path,
+    split: Path,
+    run_dir: Path,
+    device: str | torch.device = "auto",
+    between: Callable[[], None] = lambda: None,
+) -> None:
     """Evaluate weights.pt of a run on the split's val.txt and write evaluation.json beside it.
 
     evaluation.json: {"last": {"confusion": rows of target classes, "iou": percent per class (null where the class
-    occurs nowhere), "miou": percent}, "best": the same, "weights_sha256": of weights.pt}. Raises UserError if a file is
-    missing or does not fit.
+    occurs nowhere), "miou": percent}, "best": the same, "weights_sha256": of weights.pt}. between: see `evaluate`.
+    Raises UserError if a file is missing or does not fit.
     """
-    target = choose_device(device, spec.recipe.gpus)
+    target = choose_device(device, spec.recipe.gpus) if isinstance(device, str) else device
+    recipe = spec.recipe
     ids = validation_ids(split)
     path = run_dir / "weights.pt"
     weights = load(path)
     results: dict[str, Any] = {"weights_sha256": sha256(path)}
-    with deterministic(spec.recipe.threads):
+    with deterministic(max(1, recipe.threads // world_size()), tf32=recipe.tf32):
         network = network_of(spec).to(target)
         for selection in ("last", "best"):
             load_network_weights(network, weights, selection, path)
-            confusion = evaluate(network, prepared, ids, spec.dataset, target, spec.recipe.workers, pad_label(spec))
+            pad = pad_label(spec)
+            confusion = evaluate(network, prepared, ids, spec.dataset, target, recipe.workers, pad, between)
             classes = [None if math.isnan(value) else value for value in iou(confusion).tolist()]
             results[selection] = {"confusion": confusion.tolist(), "iou": classes, "miou": mean_iou(confusion)}
-    write_json(run_dir / "evaluation.json", results)
+    if rank() == 0:
+        write_json(run_dir / "evaluation.json", results)

@@ -13,23 +13,28 @@ from u2pl.errors import UserError
 
 
 @contextmanager
-def deterministic(threads: int) -> Iterator[None]:
+def deterministic(threads: int, *, tf32: bool = False) -> Iterator[None]:
     """Deterministic kernels on `threads` CPU threads inside the block; the settings before it come back after it.
 
-    Sums depend on how many threads share them, so the number of threads is a part of the result.
+    Sums depend on how many threads share them, so the number of threads is a part of the result. tf32: whether a GPU
+    may round the inputs of float32 products; torch by itself lets it in convolutions but not in matrix products.
     """
     # cuBLAS reads its workspace from here, once, when it is first used.
     os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
-    before = torch.are_deterministic_algorithms_enabled(), torch.backends.cudnn.benchmark, torch.get_num_threads()
+    cudnn, matmul = torch.backends.cudnn, torch.backends.cuda.matmul
+    before = torch.are_deterministic_algorithms_enabled(), cudnn.benchmark, torch.get_num_threads()
+    rounded = cudnn.allow_tf32, matmul.allow_tf32
     torch.use_deterministic_algorithms(True)
-    torch.backends.cudnn.benchmark = False
+    cudnn.benchmark = False
     torch.set_num_threads(threads)
+    cudnn.allow_tf32 = matmul.allow_tf32 = tf32
     try:
         yield
     finally:
         torch.use_deterministic_algorithms(before[0])
-        torch.backends.cudnn.benchmark = before[1]
+        cudnn.benchmark = before[1]
         torch.set_num_threads(before[2])
+        cudnn.allow_tf32, matmul.allow_tf32 = rounded
 
 
 def seed_everything(seed: int, device: torch.device) -> torch.Generator:

@@ -150,11 +150,30 @@ class Recipe(Strict):
     batch: Positive  # labelled images a step, and as many unlabelled ones
     crop: Positive
     validate_every: Positive = 1  # epochs
-    workers: Annotated[int, Field(ge=0)] = 0
-    gpus: Annotated[int, Field(ge=0)] = 0
+    # how it is computed; the defaults are the reference
+    precision: Literal["fp32", "bf16"] = "fp32"  # bf16: autocast in training; evaluation stays in float32
+    tf32: bool = False  # let the GPU round the inputs of float32 products to 10 bits
+    channels_last: bool = False
+    fused_sgd: bool = False  # one kernel for the optimiser's step
+    # the machine
+    workers: Annotated[int, Field(ge=0)] = 0  # of all ranks together, like threads
+    persistent_workers: bool = False  # keep them from epoch to epoch
+    pinned_memory: bool = True  # where there is a GPU
+    save_every_minutes: Annotated[float, Field(ge=0)] = (
+        10.0  # what an interrupted run may lose; 0: save after each step
+    )
+    gpus: Annotated[int, Field(ge=0)] = 0  # more than one: as many ranks, by torchrun
     threads: Positive = 1
     mem_mb: Positive = 4000
     runtime: Positive = 60  # minutes
+
+
+# Left out of what identifies a run while they have the reference's values.
+COMPUTATION = ("precision", "tf32", "channels_last", "fused_sgd")
+# Never part of it.
+MACHINE = (
+    "gpus", "threads", "mem_mb", "runtime", "workers", "persistent_workers", "pinned_memory", "save_every_minutes",
+)  # fmt: skip
 
 
 DEFAULT_FIDELITY = "paper"
@@ -324,7 +343,8 @@ class RunSpec(Strict):
 
     def science(self) -> dict[str, Any]:
         """What the numbers depend on: all but where archives come from and what the machine is asked for."""
-        machine = {"gpus": True, "threads": True, "mem_mb": True, "runtime": True, "workers": True}
+        reference = [name for name in COMPUTATION if getattr(self.recipe, name) == Recipe.model_fields[name].default]
+        machine = {name: True for name in (*MACHINE, *reference)}
         dataset: dict[str, Any] = {"archives": True, "synthetic": True, "evaluation": {"batch": True}}
         exclude: dict[str, Any] = {"recipe": machine, "dataset": dataset}
         # The preset is a way to write settings, not one of them.
@@ -380,3 +400,4 @@ class Config(Strict):
     """The configuration of the Snakemake workflow: which scale to run."""
 
     scale: str = "demo"
+    device: str = "auto"  # cpu: train without the GPUs that the recipes ask for

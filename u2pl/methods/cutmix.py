@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from torch import Tensor
 
+from u2pl.components.collectives import share, world_size
 from u2pl.components.mixing import cutmix, cutmix_boxes
 from u2pl.methods.mean_teacher import MeanTeacher
 from u2pl.methods.progress import Progress
@@ -25,6 +26,7 @@ class CutMix(MeanTeacher):
 
     def boxes(self, images: Tensor, progress: Progress) -> Tensor:
         """Where this step's images (B, 3, H, W) take their partner's pixels: bool (B, H, W)."""
-        size = (len(images), images.shape[2], images.shape[3])
+        size = (len(images) * world_size(), images.shape[2], images.shape[3])
         probability = self.settings.cutmix_probability
-        return cutmix_boxes(*size, probability=probability, generator=progress.generator, device=images.device)
+        boxes = cutmix_boxes(*size, probability=probability, generator=progress.generator, device=images.device)
+        return share(boxes)

@@ -8,6 +8,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from u2pl.components.ohem import ohem_loss
+from u2pl.components.precision import at_least_float32
 from u2pl.components.pseudo_labels import supervised_loss
 from u2pl.methods.progress import Progress
 
@@ -19,14 +20,14 @@ AUXILIARY_WEIGHT = 0.4
 
 def upsample(logits: Tensor, size: tuple[int, int]) -> Tensor:
     """Bilinear to `size` (H, W) with aligned corners, in float32 whatever the autocast type."""
-    return F.interpolate(logits.float(), size=size, mode="bilinear", align_corners=True)
+    return F.interpolate(at_least_float32(logits), size=size, mode="bilinear", align_corners=True)
 
 
 class SupOnly(nn.Module):
     """The supervised loss L_s (Eq. 2), plus 0.4 times that of the auxiliary head where the network has one.
 
     With `cityscapes_loss: ohem_auxiliary` both heads learn from their hard pixels only (see `ohem_loss`). The released
-    code finds these in each process by itself; here a batch is one process's.
+    code finds these in each process by itself, here they are of the global batch.
     `student(images)` returns {"logits" (B, C, h, w), "representation" (B, D, h, w), optionally "auxiliary"}.
     `teacher` is None: the student is what is evaluated.
     """
@@ -43,7 +44,8 @@ class SupOnly(nn.Module):
         """The losses of one step: "loss" to minimise and its parts, scalars.
 
         `batch` holds image_l float (B, 3, H, W), mask_l int64 (B, H, W) and, for the semi-supervised methods, image_u
-        like image_l; images are normalised.
+        like image_l; images are normalised. Of several ranks each gets its share of the global batch, and all return
+        the losses of the whole.
         """
         return self.supervised(batch)
 

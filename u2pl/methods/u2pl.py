@@ -8,9 +8,11 @@ import torch
 from torch import Tensor, nn
 
 from u2pl.components import contrast
+from u2pl.components.collectives import gather, total
 from u2pl.components.contrast_released import negatives_of_own_class, positional_banks
 from u2pl.components.memory_bank import MemoryBank
 from u2pl.components.mixing import cutmix
+from u2pl.components.precision import at_least_float32
 from u2pl.components.pseudo_labels import alpha_t, drop_unreliable, entropy, entropy_threshold, percentile
 from u2pl.methods.cutmix import CutMix
 from u2pl.methods.progress import Progress
@@ -66,7 +68,7 @@ class U2PL(CutMix):
         output = self.teacher.eval()(torch.cat([labelled, unlabelled if before_mix else images]))
         full = upsample(output["logits"][n:], (images.shape[2], images.shape[3])).softmax(dim=1)
         view = {"labels": full.argmax(dim=1), "entropies": entropy(full)}
-        dense = {"probs": output["logits"].float().softmax(dim=1), "representation": output["representation"]}
+        dense = {"probs": at_least_float32(output["logits"]).softmax(dim=1), "representation": output["representation"]}
         if before_mix:
             view = {name: cutmix(values, boxes) for name, values in view.items()}
             for name, values in dense.items():
@@ -85,7 +87,7 @@ class U2PL(CutMix):
         images, labels = self.unlabelled(unlabelled, progress)
         output = self.training_pass(torch.cat([labelled, images]))
         full = upsample(output["logits"][len(labelled) :], (images.shape[2], images.shape[3])).softmax(dim=1)
-        probs = output["logits"].float().softmax(dim=1)
+        probs = at_least_float32(output["logits"]).softmax(dim=1)
         view = {"labels": labels, "entropies": entropy(full), "probs": probs}
         return images, view | {"representation": output["representation"]}
 
@@ -95,13 +97,14 @@ class U2PL(CutMix):
         """See `MeanTeacher.losses`; adds "contrastive" (unweighted L_c), "threshold" (gamma_t, nats) and "reliable"."""
         settings, entropies = self.settings, view["entropies"]
         alpha = alpha_t(settings.alpha_0, progress.epoch, progress.epochs, dynamic=settings.dpa)
-        gamma = entropy_threshold(entropies, alpha)
+        everywhere = gather(entropies)  # thresholds are those of the global batch
+        gamma = entropy_threshold(everywhere, alpha)
         reliable = drop_unreliable(view["labels"], entropies, gamma, self.ignore_label)
         parts = super().losses(masks, output, view | {"labels": reliable}, progress)
         parts["threshold"] = gamma
-        parts["reliable"] = (reliable != self.ignore_label).float().mean()
+        parts["reliable"] = total((reliable != self.ignore_label).sum()) / everywhere.numel()
         if settings.contrastive_weight > 0:
-            low = percentile(entropies, 100 * alpha)
+            low = percentile(everywhere, 100 * alpha)
             if settings.unlabelled_anchor_entropy == "released":
                 reliable = torch.where(entropies <= low, view["labels"], self.ignore_label)
             selected = contrast.entropy_condition(entropies, gamma, low, settings.negatives)
@@ -140,7 +143,7 @@ class U2PL(CutMix):
             negatives = negatives_of_own_class(negatives, own)
         if not settings.bank:
             self.bank.clear()
-        present = low_entropy.any(dim=(0, 2, 3))
+        present = total(low_entropy.any(dim=(0, 2, 3)).int()) > 0
         return contrast.contrastive_loss(
             student,
             view["representation"],

@@ -1,4 +1,4 @@
-"""One job a run: training, then the evaluation of the weights file."""
+"""One job a run: training, then the evaluation of the weights file. `u2pl train` starts torchrun for several GPUs."""
 
 
 rule train:
@@ -21,8 +21,9 @@ rule train:
         scale=suite.scale,
         # A changed setting reruns exactly the runs that it changes.
         science=lambda wildcards: str(spec(wildcards).science()),
+    # exec: a scheduler signals the shell too, which must not end before the training has written its state.
     shell:
-        "u2pl train {wildcards.run} --scale {params.scale} > {log} 2>&1"
+        "exec u2pl train {wildcards.run} --scale {params.scale} --device {config[device]} > {log} 2>&1"
 
 
 # `snakemake runs` trains without making tables.

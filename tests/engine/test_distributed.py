@@ -1,0 +1,292 @@
+"""One, two and four gloo ranks compute the same as one process on the whole batch, in float64."""
+
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor, nn
+
+from u2pl.components import contrast
+from u2pl.components.collectives import fetch, gather, largest, locate, rank, share, total, world_size
+from u2pl.components.mixing import cutmix
+from u2pl.components.ohem import ohem_loss
+from u2pl.data.batches import TrainBatches
+from u2pl.engine.distributed import SharedDropout2d, SyncBatchNorm2d, data_parallel, joined, span_ranks
+from u2pl.engine.evaluate import evaluate
+from u2pl.errors import UserError
+from u2pl.experiments.schema import MethodSettings, RunSpec
+from u2pl.methods import Progress, build_method, suponly
+from u2pl.models import build_network
+
+Fork = Callable[[int, Callable[[], None]], list[int | None]]
+OnRanks = Callable[[int, Callable[[], Any]], list[Any]]
+C, IGNORE, SIDE, BATCH, CPU = 5, 255, 17, 8, torch.device("cpu")
+RELEASED = {
+    "teacher_view": "released",
+    "anchor_class_indexing": "released",
+    "unlabelled_anchor_entropy": "released",
+    "positive_filter": "released",
+    "contrastive_normaliser": "released",
+}
+CASES: dict[str, tuple[str, dict[str, Any]]] = {
+    "suponly": ("suponly", {}),
+    "ohem": ("suponly", {"cityscapes_loss": "ohem_auxiliary"}),
+    "mean_teacher": ("mean_teacher", {}),
+    "averaged": ("mean_teacher", {"teacher_buffers": "averaged", "teacher_first_epoch": "averaged"}),
+    "cutmix": ("cutmix", {"cutmix_probability": 1}),
+    "after_mix": ("cutmix", {"cutmix_probability": 1, "pseudo_label": "after_mix"}),
+    "warm_up": ("cutmix", {"warmup_epochs": 1}),
+    "u2pl": ("u2pl", {"cutmix_probability": 1}),
+    "u2pl_ohem": ("u2pl", {"cutmix_probability": 1, "cityscapes_loss": "ohem_auxiliary", "bank": False}),
+    "released": ("u2pl", RELEASED | {"cutmix_probability": 1}),
+    "released_mask": ("u2pl", RELEASED | {"cutmix_probability": 1, "negative_label_mask": "released"}),
+}
+
+
+@pytest.fixture(scope="session")
+def on_ranks(fork: Fork, tmp_path_factory: pytest.TempPathFactory) -> OnRanks:
+    """What a function returns in each of so many ranks."""
+
+    def start(world: int, work: Callable[[], Any]) -> list[Any]:
+        folder = tmp_path_factory.mktemp("ranks")
+
+        def enter() -> None:
+            with joined(CPU):
+                assert world_size() == world
+                torch.save(work(), folder / f"{rank()}.pt")
+
+        assert fork(world, enter) == [0] * world
+        return [torch.load(folder / f"{number}.pt", weights_only=True) for number in range(world)]
+
+    return start
+
+
+class Network(nn.Module):
+    def __init__(self, auxiliary: bool) -> None:
+        super().__init__()
+        self.encoder = nn.Sequential(nn.Conv2d(3, 8, 3, 4, 1), nn.BatchNorm2d(8), nn.ReLU(), nn.Dropout2d(0.2))
+        self.head = nn.Conv2d(8, C, 1)
+        self.representation = nn.Sequential(nn.Conv2d(8, 6, 1), nn.BatchNorm2d(6), nn.Dropout2d(0.1))
+        self.auxiliary = nn.Conv2d(8, C, 1) if auxiliary else None
+
+    def forward(self, images: Tensor) -> dict[str, Tensor]:
+        features = self.encoder(images)
+        output = {"logits": 4 * self.head(features), "representation": self.representation(features)}
+        return output | ({"auxiliary": self.auxiliary(features)} if self.auxiliary else {})
+
+
+def batch() -> dict[str, Tensor]:
+    """Images that differ between ranks: some without any label, a class in the last one only."""
+    generator = torch.Generator().manual_seed(0)
+    masks = torch.randint(C - 1, (BATCH, SIDE, SIDE), generator=generator)
+    masks[0] = masks[1, :, 3:] = IGNORE
+    masks[-1, :9] = C - 1
+    brightness = torch.arange(1.0, BATCH + 1)[:, None, None, None] / BATCH
+    images = torch.randn(2, BATCH, 3, SIDE, SIDE, generator=generator, dtype=torch.float64) * brightness
+    return {"image_l": images[0], "image_u": images[1] + 0.5, "mask_l": masks}
+
+
+def two_steps(name: str) -> dict[str, Any]:
+    """Losses and gradients of two steps, and what is left of them in statistics, bank and generators."""
+    kind, changes = CASES[name]
+    small = {"r_low": 1, "r_high": 4, "bank_size": 40, "bank_size_background": 60, "alpha_0": 0.4}
+    settings = MethodSettings(**({"anchors_per_class": 20, "negatives_per_anchor": 7} | small | changes))
+    torch.manual_seed(0)
+    method = build_method(kind, settings, Network(settings.cityscapes_loss != "cross_entropy"), C, IGNORE).double()
+    if method.teacher is not None:
+        for parameter in method.teacher.parameters():
+            parameter.data += 0.1 * torch.randn_like(parameter)
+    span_ranks(method, BATCH // world_size(), CPU)
+    forward = data_parallel(method)
+    optimiser = torch.optim.SGD(method.student.parameters(), lr=0.1, momentum=0.9, weight_decay=0.01)
+    own = {key: share(value) for key, value in batch().items()}
+    generator = torch.Generator().manual_seed(0)
+    found: dict[str, Any] = {}
+    for step in (0, 1):
+        progress = Progress(0, 4, step, 8, settings.warmup_epochs, generator)
+        optimiser.zero_grad(set_to_none=True)
+        parts = forward(own, progress)
+        parts["loss"].backward()
+        found |= {f"{step} {key}": value.detach() for key, value in parts.items()}
+        found |= {f"{step} {key}": p.grad for key, p in method.student.named_parameters()}
+        optimiser.step()
+        method.after_step(progress)
+    return found | method.state_dict() | {"draw": torch.rand(3), "own draw": torch.rand(3, generator=generator)}
+
+
+@pytest.fixture(scope="module", autouse=True)
+def few_hard_pixels() -> Any:
+    """The published minimum is more than these images have; the forked ranks inherit the change."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(suponly, "ohem_loss", partial(ohem_loss, min_kept=700, threshold=0.1))
+        yield
+
+
+@pytest.fixture(scope="module")
+def alone() -> dict[str, dict[str, Any]]:
+    return {name: two_steps(name) for name in CASES}
+
+
+@pytest.fixture(scope="module", params=[1, 2, 4])
+def ranks(request: pytest.FixtureRequest, on_ranks: OnRanks) -> list[dict[str, dict[str, Any]]]:
+    return on_ranks(request.param, lambda: {name: two_steps(name) for name in CASES})
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_losses_gradients_and_bank_are_those_of_one_process(
+    name: str, alone: dict[str, dict[str, Any]], ranks: list[dict[str, dict[str, Any]]]
+) -> None:
+    for result in ranks:
+        found, expected = result[name], alone[name]
+        assert found.keys() == expected.keys()
+        for key, value in expected.items():
+            if value is None:  # a head that this step left alone must not decay either
+                assert found[key] is None, key
+            else:
+                torch.testing.assert_close(
+                    found[key], value, rtol=1e-9, atol=1e-9, msg=lambda m, key=key: f"{key}: {m}"
+                )
+    if name in ("u2pl", "u2pl_ohem", "released"):
+        assert alone[name]["bank.count"].sum() > 0 and alone[name]["1 contrastive"] > 0
+    if name == "u2pl":
+        assert (alone[name]["bank.count"] == torch.tensor([60, 40, 40, 40, 40])).any(), "no ring has gone round"
+
+
+def test_synchronised_batch_norm_is_batch_norm_of_the_concatenated_batch(on_ranks: OnRanks) -> None:
+    torch.manual_seed(0)
+    images, weights = torch.randn(2, 4, 3, 5, 6, dtype=torch.float64)
+    scale, shift = torch.rand(2, 3, dtype=torch.float64)
+
+    def apply(norm: nn.BatchNorm2d, part: Callable[[Tensor], Tensor]) -> dict[str, Tensor]:
+        norm = norm.double()
+        norm.weight.data, norm.bias.data = scale.clone(), shift.clone()
+        own = part(images).clone().requires_grad_()
+        values = norm(own)
+        # Every rank calls backward on the sum over all, as every rank does on the loss.
+        total((values * part(weights)).square().sum()).backward()
+        gradients = {"weight": norm.weight.grad, "bias": norm.bias.grad, "input": own.grad}
+        evaluated = norm.eval()(part(images)).detach()
+        return {"values": values.detach(), **gradients, "evaluated": evaluated, **norm.state_dict()}
+
+    expected = apply(nn.BatchNorm2d(3), lambda whole: whole)
+    for index, found in enumerate(on_ranks(2, lambda: apply(SyncBatchNorm2d(3), share))):
+        for key in ("values", "evaluated", "input"):
+            factor = 2 if key == "input" else 1  # DDP's mean takes the number of ranks out of gradients
+            torch.testing.assert_close(
+                found[key] / factor, expected[key][2 * index : 2 * index + 2], rtol=0, atol=1e-12
+            )
+        for key in ("running_mean", "running_var", "num_batches_tracked"):
+            torch.testing.assert_close(found[key], expected[key], rtol=0, atol=1e-12)
+
+
+def test_collectives_keep_the_order_of_one_process(on_ranks: OnRanks) -> None:
+    rows = torch.randn(12, 3, dtype=torch.float64)  # six of labelled images, six of unlabelled ones
+    asked = torch.tensor([11, 0, 5, 5, 6, 4])
+
+    def work() -> dict[str, Tensor]:
+        own = torch.cat([share(rows[:6]), share(rows[6:])])
+        owner, place = locate(torch.arange(12), len(own))
+        uneven = fetch(own, asked[:3])  # one row of the first rank, two of the last
+        return {
+            "one": gather(share(rows)),
+            "both": gather(own, 2),
+            "bool": gather(own > 0, 2),
+            "fetched": fetch(own, asked),
+            "uneven": uneven,
+            "none": fetch(own, asked[:0]),
+            "located": torch.where(owner == rank(), own[place, 0], 0.0),
+            "largest": torch.tensor(largest(rank())),
+        }
+
+    results = on_ranks(3, work)
+    for found in results:
+        assert torch.equal(found["one"], rows) and torch.equal(found["both"], rows)
+        assert torch.equal(found["bool"], rows > 0)
+        assert torch.equal(found["fetched"], rows[asked]) and torch.equal(found["uneven"], rows[asked[:3]])
+        assert found["none"].shape == (0, 3) and found["largest"] == 2
+    assert torch.equal(sum(found["located"] for found in results), rows[:, 0])
+
+
+@pytest.mark.parametrize(("world", "images"), [(2, 8), (3, 6), (4, 8), (5, 5)])
+def test_partners_come_from_the_fixed_groups_of_the_global_batch(world: int, images: int, on_ranks: OnRanks) -> None:
+    values, boxes = torch.arange(images)[:, None, None].expand(-1, 2, 2).clone(), torch.ones(images, 2, 2).bool()
+    found = torch.cat(on_ranks(world, lambda: cutmix(share(values), share(boxes))))
+    assert torch.equal(found, cutmix(values, boxes))
+
+
+def test_dropout_draws_what_one_process_draws(on_ranks: OnRanks) -> None:
+    streams = torch.ones(2, 4, 50, 2, 2)
+
+    def work() -> Tensor:
+        torch.manual_seed(0)
+        layer = SharedDropout2d(0.3, 2)
+        own = torch.cat([share(streams[0]), share(streams[1])])
+        return torch.stack([gather(layer(own), 2), gather(layer(own), 2)])
+
+    torch.manual_seed(0)
+    plain, whole = nn.Dropout2d(0.3), streams.flatten(0, 1)
+    expected = torch.stack([plain(whole), plain(whole)])
+    assert not torch.equal(expected[0], expected[1])
+    for found in on_ranks(2, work):
+        assert torch.equal(found, expected)
+
+
+@pytest.mark.parametrize("mode", ["centre_crop", "sliding_window"])
+def test_evaluation_counts_each_image_once(
+    mode: str, prepared: Path, split: Path, make_spec: Callable[..., RunSpec], on_ranks: OnRanks
+) -> None:
+    spec = make_spec(mode=mode)
+    ids = (split / "val.txt").read_text().split()
+    torch.manual_seed(0)
+    network = build_network(spec.recipe.network, 3)
+    expected = evaluate(network, prepared, ids, spec.dataset, CPU)
+    # Of four images three ranks have two, one and one.
+    for found in on_ranks(3, lambda: evaluate(network, prepared, ids, spec.dataset, CPU)):
+        assert torch.equal(found, expected)
+
+
+def test_ranks_load_their_stretch_of_the_same_batches(
+    prepared: Path, split: Path, make_spec: Callable[..., RunSpec]
+) -> None:
+    spec = make_spec(batch=4)
+    ids = (split / "labeled.txt").read_text().split(), (split / "unlabeled.txt").read_text().split()
+
+    def batches(number: int, world: int) -> TrainBatches:
+        parts = spec.dataset, spec.recipe, spec.settings, 0
+        return TrainBatches(prepared, *ids, *parts, supervised_only=False, rank=number, ranks=world)
+
+    whole = list(batches(0, 1).epoch(1))
+    parts = [list(batches(number, 2).epoch(1)) for number in range(2)]
+    for step, *own in zip(whole, *parts, strict=True):
+        for name, value in step.items():
+            assert torch.equal(torch.cat([part[name] for part in own]), value)
+    with pytest.raises(UserError, match="batch: found 4 images a step for 3 ranks, expected a multiple of 3"):
+        batches(0, 3)
+
+
+def test_more_ranks_than_gpus_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name, value in {"RANK": "1", "LOCAL_RANK": "1", "WORLD_SIZE": "2"}.items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
+    with pytest.raises(UserError, match="found 1 GPUs, expected 2"), joined(torch.device("cuda")):
+        pass
+
+
+def test_global_samples_are_drawn_from_the_anchors_of_all_ranks(on_ranks: OnRanks) -> None:
+    """A class with anchors on one rank only is as likely there as with one process: the draws are the same."""
+    anchors = torch.from_numpy(np.random.default_rng(0).random((4, C, 3, 3)) < 0.2)
+    anchors[:, 1] = False
+    anchors[3, 1, 2, 2] = True
+    wide = contrast.sample_pixels(anchors.transpose(0, 1).flatten(1), 9, torch.Generator().manual_seed(0))
+
+    def work() -> Tensor:
+        own = torch.cat([share(anchors[:2]), share(anchors[2:])])
+        everywhere = gather(own, 2).transpose(0, 1).flatten(1)
+        return contrast.sample_pixels(everywhere, 9, torch.Generator().manual_seed(0))
+
+    for found in on_ranks(2, work):
+        assert torch.equal(found, wide)

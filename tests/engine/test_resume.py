@@ -1,0 +1,317 @@
+"""Killed and told to stop at any step, a training goes on to the bits of one that was never interrupted."""
+
+import csv
+import functools
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from u2pl.components.collectives import rank
+from u2pl.engine import checkpoints
+from u2pl.engine.checkpoints import StateFile
+from u2pl.engine.stopping import RESUMABLE, Stopped
+from u2pl.engine.train import Trainer, train
+from u2pl.errors import UserError
+from u2pl.experiments.schema import RunSpec
+
+Spec = Callable[..., RunSpec]
+Start = Callable[..., list[int | None]]
+KILLED = -signal.SIGKILL
+
+
+def outcome(out: Path) -> dict[str, Any]:
+    """All that a run says, but how long it took."""
+    with (out / "history.csv").open(newline="") as stream:
+        rows = [
+            {name: value for name, value in row.items() if name != "images_per_s"} for row in csv.DictReader(stream)
+        ]
+    record = json.loads((out / "run.json").read_text())
+    kept = {name: record[name] for name in ("best_epoch", "best_miou", "epochs")}
+    evaluation = json.loads((out / "evaluation.json").read_text())
+    return {"weights": (out / "weights.pt").read_bytes(), "history": rows, "evaluation": evaluation, **kept}
+
+
+def at_step(step: int, victim: int, what: Callable[[], None]) -> None:
+    """Let `what` happen to the rank before the step; for use in a process of its own."""
+    original = Trainer._step
+
+    def faulty(self: Trainer, batch: dict[str, torch.Tensor], present: int) -> dict[str, torch.Tensor]:
+        if (present, rank()) == (step, victim):
+            what()
+        return original(self, batch, present)
+
+    Trainer._step = faulty  # type: ignore[method-assign]
+
+
+def kill_self(number: int = signal.SIGKILL) -> None:
+    os.kill(os.getpid(), number)
+
+
+@pytest.fixture
+def start(fork: Any, prepared: Path, split: Path, tmp_path: Path) -> Start:
+    """Train in forked ranks after `prepare` has been called there, into "run" and "state"; gives the exit codes."""
+
+    def run(spec: RunSpec, world: int = 1, prepare: Callable[[], None] = lambda: None) -> list[int | None]:
+        def work() -> None:
+            prepare()
+            train(spec, prepared=prepared, split=split, weights=None, out=tmp_path / "run", state=tmp_path / "state")
+
+        return fork(world, work)
+
+    return run
+
+
+@pytest.fixture(scope="module")
+def whole(
+    fork: Any, prepared: Path, split: Path, make_spec: Spec, tmp_path_factory: pytest.TempPathFactory
+) -> Callable[..., dict[str, Any]]:
+    """What a training of a method that nothing happened to says."""
+
+    @functools.cache
+    def run(method: str, world: int = 1) -> dict[str, Any]:
+        out = tmp_path_factory.mktemp("whole")
+
+        def work() -> None:
+            train(make_spec(method), prepared=prepared, split=split, weights=None, out=out, state=out / "state")
+
+        assert fork(world, work) == [0] * world
+        return outcome(out)
+
+    return run
+
+
+def save_every_other_step() -> None:
+    """So that what is lost is more than nothing."""
+    calls = iter(range(10**6))
+    StateFile.due = lambda self: next(calls) % 2 == 1  # type: ignore[method-assign]
+
+
+@pytest.mark.parametrize(
+    ("method", "world", "steps"), [("suponly", 1, (4, 8)), ("u2pl", 1, (1, 2, 3, 4, 6, 8)), ("u2pl", 2, (1, 4, 8))]
+)
+def test_killed_at_several_steps(
+    method: str, world: int, steps: tuple[int, ...], start: Start, whole: Any, make_spec: Spec, tmp_path: Path
+) -> None:
+    """Nine steps in three epochs, the first of them warm-up; killed before any state, mid-epoch and at epochs' ends."""
+    spec = make_spec(method)
+    for step in steps:
+        victim = step % world
+
+        def prepare(step: int = step, victim: int = victim) -> None:
+            save_every_other_step()
+            at_step(step, victim, kill_self)
+
+        codes = start(spec, world, prepare)
+        assert codes[victim] == KILLED and 0 not in codes
+        assert not (tmp_path / "run").exists()
+    assert start(spec, world) == [0] * world
+    assert outcome(tmp_path / "run") == whole(method, world)
+    assert not (tmp_path / "state").exists()
+    assert json.loads((tmp_path / "run/run.json").read_text())["provenance"]["world_size"] == world
+
+
+@pytest.mark.parametrize(("number", "world"), [(signal.SIGTERM, 1), (signal.SIGUSR1, 2)])
+def test_told_to_stop(number: int, world: int, start: Start, whole: Any, make_spec: Spec, tmp_path: Path) -> None:
+    """One rank gets the signal; all end after the same step, with the exit code that asks for another start."""
+    spec = make_spec("u2pl")
+    codes = start(spec, world, lambda: at_step(4, world - 1, lambda: kill_self(number)))
+    assert codes == [RESUMABLE] * world
+    state = checkpoints.load(tmp_path / "state/state.pt")
+    assert (state["epoch"], state["index"]) == (1, 2)
+    assert start(spec, world) == [0] * world
+    assert outcome(tmp_path / "run") == whole("u2pl", world)
+
+
+def test_told_to_stop_amid_a_validation(start: Start, whole: Any, make_spec: Spec, tmp_path: Path) -> None:
+    """The state is that before the validation, which is done again."""
+    spec = make_spec("u2pl")
+
+    def prepare() -> None:
+        original = Trainer.validate
+
+        def signalled(self: Trainer, between: Callable[[], None]) -> None:
+            if self.epoch == 2:
+                kill_self(signal.SIGTERM)
+            original(self, between)
+
+        Trainer.validate = signalled  # type: ignore[method-assign]
+
+    assert start(spec, prepare=prepare) == [RESUMABLE]
+    state = checkpoints.load(tmp_path / "state/state.pt")
+    assert (state["epoch"], state["index"]) == (2, 0) and "val_miou" not in state["history"][-1]
+    assert start(spec) == [0]
+    assert outcome(tmp_path / "run") == whole("u2pl")
+
+
+def test_killed_while_writing_a_state(start: Start, whole: Any, make_spec: Spec, tmp_path: Path) -> None:
+    """The state before stays, and what was half-written goes."""
+    spec = make_spec("suponly", save_every_minutes=0)
+
+    def prepare() -> None:
+        original, calls = torch.save, iter(range(100))
+
+        def torn(value: Any, stream: Any) -> None:
+            if next(calls) == 4:
+                stream.write(b"half of a")
+                stream.flush()
+                kill_self()
+            original(value, stream)
+
+        torch.save = torn
+
+    assert start(spec, prepare=prepare) == [KILLED]
+    assert len(list((tmp_path / "state").iterdir())) == 2
+    state = checkpoints.load(tmp_path / "state/state.pt")
+    assert (state["epoch"], state["index"]) == (1, 1)
+    assert start(spec) == [0]
+    assert outcome(tmp_path / "run") == whole("suponly")
+    assert not (tmp_path / "state").exists()
+
+
+def test_the_released_readings_bank_starts_empty(start: Start, make_spec: Spec, tmp_path: Path) -> None:
+    spec = make_spec("u2pl", settings={"bank_in_checkpoint": False, "warmup_epochs": 0})
+    start(spec, prepare=lambda: at_step(4, 0, lambda: kill_self(signal.SIGTERM)))
+    state = checkpoints.load(tmp_path / "state/state.pt")
+    assert not any(name.startswith("bank") for name in state["method"])
+    assert start(spec) == [0]
+
+
+@pytest.fixture
+def interrupted(start: Start, make_spec: Spec, prepared: Path, split: Path, tmp_path: Path) -> Callable[..., None]:
+    """Goes on, in this process, with a training that was stopped."""
+    spec = make_spec("suponly")
+    start(spec, prepare=lambda: at_step(4, 0, lambda: kill_self(signal.SIGTERM)))
+
+    def go_on(spec: RunSpec = spec) -> None:
+        state, out = tmp_path / "state", tmp_path / "run"
+        train(spec, prepared=prepared, split=split, weights=None, out=out, state=state)
+
+    return go_on
+
+
+@pytest.mark.parametrize(("name", "value"), [("code", "abc"), ("torch", "2.0"), ("device", "cuda"), ("ranks", "2")])
+def test_a_state_made_by_another_code_or_world_is_refused(
+    name: str, value: str, interrupted: Callable[..., None], tmp_path: Path
+) -> None:
+    path = tmp_path / "state/state.pt"
+    state = torch.load(path, weights_only=True)
+    here = re.escape(state["made_by"][name])
+    checkpoints.save(path, state | {"made_by": state["made_by"] | {name: value}})
+    before = path.read_bytes()
+    with pytest.raises(
+        UserError, match=f"state.pt: found a state by {name} {value}, expected {name} .*{here}"
+    ) as raised:
+        interrupted()
+    assert "--restart" in str(raised.value) and "\n" not in str(raised.value)
+    assert path.read_bytes() == before and not (tmp_path / "run").exists()
+
+
+def test_what_the_machine_is_asked_for_may_change(
+    interrupted: Callable[..., None], make_spec: Spec, capsys: pytest.CaptureFixture[str]
+) -> None:
+    interrupted(make_spec("suponly", workers=1, save_every_minutes=3, runtime=5, mem_mb=1))
+    assert "going on after 1 epochs and 2 steps" in capsys.readouterr().out
+
+
+def test_other_settings_start_over_and_say_so(
+    interrupted: Callable[..., None], make_spec: Spec, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    interrupted(make_spec("suponly", lr=0.01))
+    assert "of other settings or data: starting over" in capsys.readouterr().out
+    assert len(outcome(tmp_path / "run")["history"]) == 3
+
+
+def test_the_code_version_is_of_the_sources() -> None:
+    made = checkpoints.maker(torch.device("cpu"))
+    assert made == checkpoints.maker(torch.device("cpu"))
+    assert made["ranks"] == "1" and len(made["code"]) == 12
+
+
+def test_signal_handlers_come_back(
+    prepared: Path, split: Path, make_spec: Spec, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    before = [signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGUSR1)]
+    monkeypatch.setattr(Trainer, "check_finite", lambda self: kill_self(signal.SIGUSR1))
+    folders: dict[str, Any] = {"out": tmp_path / "out", "state": tmp_path / "state"}
+    with pytest.raises(Stopped) as raised:
+        train(make_spec("suponly"), prepared=prepared, split=split, weights=None, **folders)
+    assert raised.value.code == RESUMABLE == 75
+    assert [signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGUSR1)] == before
+
+
+# --- as torchrun's ranks
+
+
+@pytest.fixture
+def job(
+    prepared: Path, split: Path, make_spec: Spec, tmp_path: Path
+) -> Callable[..., subprocess.CompletedProcess[str]]:
+    """Two ranks of a toy training, started as `u2pl train` does; none may be left."""
+    paths = {"prepared": prepared, "split": split, "out": tmp_path / "run", "state": tmp_path / "state"}
+    given = {name: str(path) for name, path in paths.items()} | {"spec": make_spec("u2pl").model_dump(mode="json")}
+    (tmp_path / "arguments.json").write_text(json.dumps(given))
+
+    def start(*fault: object) -> subprocess.CompletedProcess[str]:
+        pids = tmp_path / "pids"
+        pids.unlink(missing_ok=True)
+        command = [sys.executable, str(Path(__file__).parent / "ranks.py"), str(tmp_path), "2", *map(str, fault)]
+        done = subprocess.run(command, capture_output=True, text=True, timeout=300)
+        left = [pid for pid in pids.read_text().split() if Path(f"/proc/{pid}").exists()]
+        if "orphan" in fault:
+            assert done.returncode == KILLED
+            deadline = time.monotonic() + 200
+            while left and time.monotonic() < deadline:
+                time.sleep(0.1)
+                left = [pid for pid in left if Path(f"/proc/{pid}").exists()]
+        assert not left
+        return done
+
+    return start
+
+
+def test_a_job_stopped_killed_and_started_again(job: Any, whole: Any, tmp_path: Path) -> None:
+    done = job("launcher", 4, 0)
+    assert done.returncode == RESUMABLE and "u2pl:" not in done.stderr and "Traceback" not in done.stderr
+    done = job("SIGKILL", 7, 1)
+    assert done.returncode == 1
+    assert done.stderr.splitlines()[-1].startswith("u2pl: rank 1 of 2: Signal 9 (SIGKILL) received by PID")
+    done = job()
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.count("epoch 3/3") == 1  # one rank speaks
+    assert outcome(tmp_path / "run") == whole("u2pl", 2)
+
+
+def test_ranks_whose_torchrun_is_gone_write_a_state_and_end(job: Any, tmp_path: Path) -> None:
+    job("orphan", 4, 0)
+    state = checkpoints.load(tmp_path / "state/state.pt")
+    assert state["epoch"] == 1 and not (tmp_path / "run").exists()
+
+
+def test_what_a_rank_meets_is_told_in_one_line(job: Any) -> None:
+    done = job("user-error", 2, 1)
+    assert done.returncode == 2
+    lines = [line for line in done.stderr.splitlines() if "Warning" not in line]
+    assert lines == ["u2pl: image 7: found truncated, expected a whole file"]
+
+
+def test_a_defect_of_a_rank_is_told_once(job: Any) -> None:
+    done = job("defect", 2, 1)
+    assert done.returncode == 1
+    assert done.stderr.count("Traceback") == 1
+    assert done.stderr.splitlines()[-1] == "u2pl: rank 1 of 2: IndexError: one too far"
+
+
+def test_a_rank_that_hangs_ends_the_job(job: Any) -> None:
+    done = job("SIGSTOP", 2, 1)
+    assert done.returncode == 1
+    assert "u2pl: rank 0 of 2:" in done.stderr and "5000ms" in done.stderr.splitlines()[-1]

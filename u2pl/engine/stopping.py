@@ -1,0 +1,46 @@
+"""A training that is told to stop finishes its step and leaves a state to go on from."""
+
+import os
+import signal
+from types import FrameType
+
+from u2pl.components.collectives import world_size
+
+SIGNALS = (signal.SIGTERM, signal.SIGUSR1)
+RESUMABLE = 75  # EX_TEMPFAIL of sysexits.h: not done, and the same command goes on from here
+
+
+class Stopped(SystemExit):
+    """The training was told to stop; uncaught, the process ends with exit code RESUMABLE."""
+
+    def __init__(self) -> None:
+        super().__init__(RESUMABLE)
+
+
+class StopRequest:
+    """Inside `with`, SIGTERM and SIGUSR1 only set a mark, to be looked at between steps.
+
+    A rank is also to stop when torchrun is gone: nothing else would end it.
+    """
+
+    def __enter__(self) -> "StopRequest":
+        self._marked = False
+        self._parent = os.getppid()
+        self._before = {number: signal.signal(number, self._mark) for number in SIGNALS}
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for number, handler in self._before.items():
+            signal.signal(number, handler)
+
+    def _mark(self, number: int, frame: FrameType | None) -> None:
+        self._marked = True
+
+    def pending(self) -> bool:
+        """Whether this process has been told to stop."""
+        return self._marked or (world_size() > 1 and os.getppid() != self._parent)
+
+    def check(self) -> None:
+        """Raise Stopped if it has."""
+        if self.pending():
+            raise Stopped
