@@ -1,6 +1,6 @@
 """`u2pl verify`: every file of a scale against what vouches for it.
 
-Archives are vouched for by params and by the prepared manifest, prepared files by checksums.sha256 and the manifest's
+Archives are vouched for by params, by the manifests of what was fetched and of what was prepared of them, prepared files by checksums.sha256 and the manifest's
 hash of that, split lists by their manifest, weights by run.json, mIoU by the confusion matrix, tables by evaluations.
 What rests on a file that differs is not checked, so that one changed file is one finding.
 """
@@ -23,6 +23,7 @@ from rich.table import Table
 from rich.text import Text
 
 from u2pl.data import splits
+from u2pl.data.fetch import manifest_of
 from u2pl.data.prepare import CHECKSUMS
 from u2pl.errors import UserError
 from u2pl.experiments.schema import Archive, RunSpec, Suite
@@ -117,7 +118,14 @@ def _left_out(kind: str, path: Path) -> Check:
 
 def _declared(path: Path, archive: Archive) -> list[Hash]:
     hashes = (("md5", archive.md5), ("sha256", archive.sha256))
-    return [Hash("archives", path, digest or "", "params", algorithm) for algorithm, digest in hashes]
+    declared = [Hash("archives", path, digest or "", "params", algorithm) for algorithm, digest in hashes]
+    return declared + _fetched("archives", path)
+
+
+def _fetched(kind: str, path: Path) -> list[Hash]:
+    """What the manifest of a fetched file says of it."""
+    manifest = manifest_of(path)
+    return [Hash(kind, path, str(read_json(manifest).get("sha256")), manifest)] if manifest.exists() else []
 
 
 def _archives(suite: Suite, data: Path, datasets: Iterable[str]) -> Iterator[Hash]:
@@ -155,10 +163,11 @@ def _published(suite: Suite, data: Path) -> Iterator[Hash]:
 
 def _read_files(manifest: Path, lists: Path) -> list[Hash]:
     content = read_json(manifest)
-    files = [facts for facts in content.get("files", {}).values() if facts]
-    return [
-        Hash("splits", lists / content["source"] / facts["path"], str(facts["sha256"]), manifest) for facts in files
-    ]
+    hashes = []
+    for facts in filter(None, content.get("files", {}).values()):
+        path = lists / content["source"] / facts["path"]
+        hashes += [Hash("splits", path, str(facts["sha256"]), manifest), *_fetched("splits", path)]
+    return hashes
 
 
 def _read_record(path: Path, spec: RunSpec, data: Path) -> list[Hash]:

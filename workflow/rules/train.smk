@@ -19,11 +19,12 @@ rule train:
         runtime=lambda wildcards: spec(wildcards).recipe.runtime,
     params:
         scale=suite.scale,
+        device=config["device"],
         # A changed setting reruns exactly the runs that it changes.
         science=lambda wildcards: str(spec(wildcards).science()),
     # exec: a scheduler signals the shell too, which must not end before the training has written its state.
     shell:
-        "exec u2pl train {wildcards.run} --scale {params.scale} --device {config[device]} > {log} 2>&1"
+        "exec u2pl train {wildcards.run} --scale {params.scale} --device {params.device} > {log} 2>&1"
 
 
 # `snakemake runs` trains without making tables.
