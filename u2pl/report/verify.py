@@ -1,7 +1,8 @@
 """`u2pl verify`: every file of a scale against what vouches for it.
 
-Archives are vouched for by params, by the manifests of what was fetched and of what was prepared of them, prepared files by checksums.sha256 and the manifest's
-hash of that, split lists by their manifest, weights by run.json, mIoU by the confusion matrix, tables by evaluations.
+Archives are vouched for by params, by the manifest beside each and by that of what was prepared of them, prepared files
+by checksums.sha256 and the manifest's hash of that, split lists by their manifest, weights by run.json, mIoU by the
+confusion matrix, tables by evaluations.
 What rests on a file that differs is not checked, so that one changed file is one finding.
 """
 
