@@ -1,4 +1,4 @@
-"""Evaluations -> the long table of cells -> one wide table a file."""
+"""Evaluations -> the long table of cells, paired differences between rows -> one wide table a file."""
 
 
 rule cells:
@@ -6,11 +6,13 @@ rule cells:
         evaluations(suite.cells),
     output:
         f"{RESULTS}/cells.csv",
+        f"{RESULTS}/comparisons.csv",
     log:
         f"logs/{suite.scale}/cells.log",
     params:
         scale=suite.scale,
         cells=str([cell.model_dump(mode="json") for cell in suite.cells]),
+        margin=suite.params.equivalence_margin,
     shell:
         "u2pl cells --scale {params.scale} > {log} 2>&1"
 
@@ -20,6 +22,7 @@ rule table:
         lambda wildcards: evaluations(cell for cell in suite.cells if cell.table == wildcards.table),
     output:
         f"{RESULTS}/cells/{{table}}.csv",
+        f"{RESULTS}/comparisons/{{table}}.csv",
         f"{RESULTS}/tables/{{table}}.csv",
         f"{RESULTS}/tables/{{table}}.md",
         f"{RESULTS}/tables/{{table}}.tex",
@@ -28,6 +31,7 @@ rule table:
     params:
         scale=suite.scale,
         table=lambda wildcards: suite.tables[wildcards.table].model_dump_json(),
+        margin=suite.params.equivalence_margin,
     shell:
         "u2pl table {wildcards.table} --scale {params.scale} > {log} 2>&1"
 
@@ -41,3 +45,10 @@ for table in suite.tables:
         input:
             f"{RESULTS}/tables/{table}.tex",
         localrule: True
+
+
+# The runs that `u2pl check` compares with results/baselines.
+rule baseline_runs:
+    input:
+        [f"{RESULTS}/runs/{run}/evaluation.json" for run in suite.baseline_runs],
+    localrule: True
