@@ -283,7 +283,7 @@ def check(
     against: Annotated[Path | None, typer.Option(help="results/baselines/<scale>.csv unless given.")] = None,
     junit: Annotated[Path | None, typer.Option(help="Also write the outcome as JUnit XML to this file.")] = None,
 ) -> None:
-    """Compare the finished runs' mIoU with a baseline; exit code 1 if one moved."""
+    """Compare the finished runs with a baseline; exit code 1 if a number moved."""
     from u2pl.report import check as module
 
     suite, results = load_suite(scale), Path("results") / scale

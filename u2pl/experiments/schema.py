@@ -287,9 +287,7 @@ class Scale(Strict):
     synthetic: bool
     seeds: list[int]
     tables: list[str] | None = None  # those it runs; null: all
-    equivalence_margin: Annotated[float, Field(gt=0)] = (
-        1.0  # mIoU; a smaller difference from the paper's does not matter
-    )
+    equivalence_margin: Annotated[float, Field(gt=0)] = 1.0  # mIoU; a smaller difference from the paper's is none
     baseline: list[str] | None = None  # the runs that results/baselines/<scale>.csv holds; null: all
     datasets: dict[str, dict[str, Any]] = {}
     protocols: dict[str, dict[str, Any]] = {}

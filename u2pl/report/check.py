@@ -1,6 +1,7 @@
-"""`u2pl check`: the runs' mIoU against a committed baseline, and what differs where one moved.
+"""`u2pl check`: the runs' numbers against a committed baseline, and what differs where one moved.
 
-On the machine and with the libraries that made the baseline a run is bit-identical, so that any change counts. Elsewhere
+A run's numbers are the mIoU of both checkpoints and the mean loss of its last epoch, which moves before a mIoU does. On
+the machine and with the libraries that made the baseline a run is bit-identical, so that any change counts. Elsewhere
 rounding differs, which training amplifies until two runs of equal settings are as far apart as two seeds: there the
 tolerance follows from the spread over seeds.
 """
@@ -10,7 +11,7 @@ import os
 import re
 import subprocess
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 from xml.etree import ElementTree
@@ -25,33 +26,23 @@ from u2pl.files import atomic_path
 from u2pl.report.provenance import command, read_record
 from u2pl.report.statistics import ALPHA, Sample
 
-CHECKPOINTS = ("best", "last")
+METRICS = {"best": "best mIoU", "last": "last mIoU", "loss": "loss"}
 # Where all of these are equal, so is every bit.
-PLATFORM = (
-    "device",
-    "cpu",
-    "threads",
-    "world_size",
-    "torch",
-    "cuda",
-    "cudnn",
-    "torchvision",
-    "numpy",
-    "pillow",
-    "libjpeg",
-)
+LIBRARIES = ("torch", "cuda", "cudnn", "torchvision", "numpy", "pillow", "libjpeg")
+PLATFORM = ("device", "cpu", "threads", "world_size", *LIBRARIES)
 # What else a number may have moved by.
 ORIGIN = ("params_sha256", "split_sha256", "data_sha256", "encoder_sha256", "commit", "diff_sha256", "python")
-COLUMNS = ["run", *CHECKPOINTS, *ORIGIN, *PLATFORM]
-SINGLE_SEED_TOLERANCE = 5.0  # percent mIoU, on another platform, where no run has a second seed; see docs/results.md
+COLUMNS = ["run", *METRICS, *ORIGIN, *PLATFORM]
+# On another platform, where no run has a second seed: percent mIoU, and nats. See docs/results.md.
+SINGLE_SEED_TOLERANCE = {"best": 5.0, "last": 5.0, "loss": 0.5}
 
 
 @dataclass(frozen=True)
 class Outcome:
-    """One mIoU in percent against the baseline's; `reasons` says what differs between the two runs."""
+    """One number against the baseline's; `reasons` says what differs between the two runs."""
 
     run: str
-    checkpoint: str
+    metric: str
     before: float
     now: float
     tolerance: float
@@ -63,9 +54,9 @@ class Outcome:
         return not abs(self.now - self.before) <= self.tolerance
 
     def __str__(self) -> str:
-        change = f"{self.now - self.before:+.4f}"
-        allowed = f"a change of {self.tolerance:.4f}" if self.tolerance else "none, on the same platform"
-        return f"{self.run}: {self.checkpoint} mIoU {self.before:.4f} -> {self.now:.4f} ({change}; allowed: {allowed})"
+        allowed = f"up to {self.tolerance:.4g}" if self.tolerance else "none, on the same platform"
+        change = f"{self.before:.6g} -> {self.now:.6g} (change {self.now - self.before:+.3g}; allowed: {allowed})"
+        return f"{self.run}: {METRICS[self.metric]} {change}"
 
 
 def baseline_path(scale: str) -> Path:
@@ -74,7 +65,7 @@ def baseline_path(scale: str) -> Path:
 
 
 def measure(suite: Suite, results: Path, run: str) -> dict[str, Any]:
-    """The row of a finished run: mIoU of both checkpoints, and what they depend on, as text.
+    """The row of a finished run: its numbers, and what they depend on, as text.
 
     Raises UserError if the run has not been made, or with other params than today's.
     """
@@ -97,7 +88,14 @@ def measure(suite: Suite, results: Path, run: str) -> dict[str, Any]:
     if known["params_sha256"] != (today := suite.runs[run].params_sha256):
         where, again = results / "runs" / run / "run.json", command(suite, results, [run])
         raise UserError(where, f"params {known['params_sha256'][:12]}", f"{today[:12]}, today's: {again}")
-    return {"run": run, **record["miou"], **known}
+    return {"run": run, **record["miou"], "loss": _last_loss(results / "runs" / run / "history.csv"), **known}
+
+
+def _last_loss(history: Path) -> float:
+    try:
+        return float(pd.read_csv(history)["loss"].iloc[-1])
+    except (OSError, ValueError, KeyError, IndexError) as error:
+        raise UserError(history, f"{type(error).__name__} {error}", "the history of a run") from error
 
 
 def write_baseline(suite: Suite, results: Path, target: Path) -> None:
@@ -111,7 +109,7 @@ def read_baseline(path: Path) -> pd.DataFrame:
     """Read a baseline; raises UserError if it is missing or is none."""
     try:
         rows = pd.read_csv(path, dtype=str, keep_default_na=False)
-        rows = rows.astype(dict.fromkeys(CHECKPOINTS, float))
+        rows = rows.astype(dict.fromkeys(METRICS, float))
     except FileNotFoundError as error:
         raise UserError(path, "no file", "a baseline, which `u2pl baseline` writes") from error
     except (OSError, ValueError, KeyError) as error:
@@ -121,42 +119,41 @@ def read_baseline(path: Path) -> pd.DataFrame:
     return rows
 
 
-def tolerance(baseline: pd.DataFrame, checkpoint: str) -> float:
-    """How far apart a run on another platform may be, in percent mIoU.
+def tolerance(baseline: pd.DataFrame, metric: str) -> float:
+    """How far a run's metric on another platform may be from the baseline's.
 
     The difference of two seeds has the variance 2 s^2, with s the standard deviation over seeds, pooled over the
     baseline's settings. Of all numbers that are compared, one or more exceeds the tolerance by chance with a
     probability of at most ALPHA (Bonferroni). SINGLE_SEED_TOLERANCE where no setting has two seeds that differ.
     """
     settings = baseline["run"].str.replace(r"-seed\d+$", "", regex=True)
-    samples = [Sample.of(values.tolist()) for _, values in baseline.groupby(settings)[checkpoint]]
+    samples = [Sample.of(values.tolist()) for _, values in baseline.groupby(settings)[metric]]
     freedom = sum(sample.n - 1 for sample in samples)
     squares = sum((sample.n - 1) * sample.std**2 for sample in samples if sample.spread_known)
     if squares == 0:
-        return SINGLE_SEED_TOLERANCE
-    comparisons = len(CHECKPOINTS) * len(baseline)
+        return SINGLE_SEED_TOLERANCE[metric]
+    comparisons = len(METRICS) * len(baseline)
     return float(stdtrit(freedom, 1 - ALPHA / (2 * comparisons))) * math.sqrt(2 * squares / freedom)
 
 
 def compare(suite: Suite, results: Path, path: Path) -> list[Outcome]:
-    """Compare the runs of the baseline `path` with those of today, both checkpoints.
+    """Compare the runs of the baseline `path` with those of today.
 
     Raises UserError if the baseline is none, or lacks a run of the suite's, or a run is missing or outdated.
     """
     baseline = read_baseline(path)
     if lacking := [run for run in suite.baseline_runs if run not in set(baseline["run"])]:
         raise UserError(path, f"no run {lacking[0]}", "all baseline runs: `make baseline` writes them")
-    allowed = {checkpoint: tolerance(baseline, checkpoint) for checkpoint in CHECKPOINTS}
+    allowed = {metric: tolerance(baseline, metric) for metric in METRICS}
     outcomes = []
     for number, then in enumerate(baseline.to_dict("records")):
         now = measure(suite, results, str(then["run"]))
         exact = all(then[name] == now[name] for name in PLATFORM)
-        for checkpoint in CHECKPOINTS:
-            before, after = float(then[checkpoint]), float(now[checkpoint])
-            limit = 0.0 if exact else allowed[checkpoint]
+        for metric in METRICS:
+            limit = 0.0 if exact else allowed[metric]
             # The header is line 1.
-            outcome = Outcome(now["run"], checkpoint, before, after, limit, number + 2, [])
-            outcomes.append(Outcome(**vars(outcome) | {"reasons": why(then, now)}) if outcome.moved else outcome)
+            outcome = Outcome(now["run"], metric, float(then[metric]), float(now[metric]), limit, number + 2, [])
+            outcomes.append(replace(outcome, reasons=why(then, now)) if outcome.moved else outcome)
     return outcomes
 
 
@@ -202,7 +199,7 @@ def render(outcomes: Sequence[Outcome], path: Path) -> None:
             text = "\n".join([str(outcome), *outcome.reasons])
             for character, code in (("%", "%25"), ("\r", "%0D"), ("\n", "%0A")):
                 text = text.replace(character, code)
-            print(f"::error file={path},line={outcome.line},title=mIoU moved::{text}")
+            print(f"::error file={path},line={outcome.line},title=a metric moved::{text}")
     exact = sum(not outcome.tolerance for outcome in outcomes)
     print(f"{len(outcomes)} numbers, {exact} of them compared exactly: {len(moved)} moved from {path}")
     if moved:
@@ -215,7 +212,7 @@ def write_junit(outcomes: Sequence[Outcome], scale: str, target: Path) -> None:
     counts = {"name": f"u2pl check {scale}", "tests": str(len(outcomes)), "failures": failures, "errors": "0"}
     suite = ElementTree.Element("testsuite", counts)
     for outcome in outcomes:
-        case = ElementTree.SubElement(suite, "testcase", {"classname": outcome.run, "name": outcome.checkpoint})
+        case = ElementTree.SubElement(suite, "testcase", {"classname": outcome.run, "name": outcome.metric})
         if outcome.moved:
             failure = ElementTree.SubElement(case, "failure", {"message": str(outcome)})
             failure.text = "\n".join(outcome.reasons)

@@ -81,8 +81,17 @@ def _entry(found: pd.DataFrame, title: str, column: Column, where: Path) -> Entr
     if len(found) != 1:
         raise UserError(where, f"{len(found)} cells for {title!r} at {column.protocol} {column.fraction}", "one cell")
     cell = found.iloc[0]
-    numbers = {key: float(cell[key]) for key in ("mean", "std", "low", "high", "paper", "difference")}
-    return Entry(**numbers, n=int(cell["n"]), verdict=str(cell["verdict"]), quoted=cell["source"] == "quoted")
+    return Entry(
+        mean=float(cell["mean"]),
+        std=float(cell["std"]),
+        low=float(cell["low"]),
+        high=float(cell["high"]),
+        n=int(cell["n"]),
+        paper=float(cell["paper"]),
+        difference=float(cell["difference"]),
+        verdict=str(cell["verdict"]),
+        quoted=cell["source"] == "quoted",
+    )
 
 
 def _mark(entry: Entry, best: float) -> Entry:
@@ -174,7 +183,7 @@ def latex(grid: Grid, text: str, label: str) -> str:
 
 
 def cell_text(entry: Entry) -> str:
-    """Markdown: `ours ± std (paper)` with the best of ours bold and a mark before the paper's, or a quoted `(paper)†`."""
+    """Markdown: `ours ± std (paper)`, the best of ours bold and a mark before the paper's; or a quoted `(paper)†`."""
     paper = _number(entry.paper)
     if entry.quoted:
         return f"({paper}){entry.mark}" if paper else NOTHING
