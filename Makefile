@@ -49,7 +49,7 @@ bench: $(STAMP)
 
 # What `make test` compares with: renewed on purpose only, after reading what moved. Snakemake does not see code.
 baseline: $(STAMP)
-	snakemake --profile demo --config scale=check --forceall baseline_runs
+	snakemake --profile demo --forceall baseline_runs --config scale=check
 	u2pl baseline --scale check
 
 # The index and the local links of whoever locks must not end up in the file: hashes are enough.

@@ -61,7 +61,7 @@ def test_todays_runs_agree_with_the_baseline_and_faulty_ones_do_not(tmp_path):
         shutil.copytree(ROOT / name, tmp_path / name)
     for name in ("Snakefile", "demo"):
         shutil.copy(ROOT / name, tmp_path / name, follow_symlinks=False)
-    command = [SNAKEMAKE, "--profile", "demo", "--config", "scale=check", "baseline_runs"]
+    command = [SNAKEMAKE, "--profile", "demo", "baseline_runs", "--config", "scale=check"]
     done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=900)
     assert done.returncode == 0, done.stdout + done.stderr
 
