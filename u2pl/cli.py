@@ -232,12 +232,13 @@ def evaluate(runs: list[str], scale: Scale = "demo", device: Device = "auto") ->
 
 @app.command()
 def cells(scale: Scale = "demo") -> None:
-    """Gather every cell of every table into results/<scale>/cells.csv; metrics.json and curves.csv are for DVC."""
-    from u2pl.report.cells import write_cells
+    """Gather every cell of every table, and the differences between rows; metrics.json and curves.csv are for DVC."""
+    from u2pl.report.cells import write_cells, write_comparisons
     from u2pl.report.metrics import write_curves, write_metrics
 
     suite, results = load_suite(scale), Path("results") / scale
     write_cells(suite, results, results / "cells.csv")
+    write_comparisons(suite, results, results / "comparisons.csv")
     write_metrics(results / "cells.csv", results / "metrics.json")
     write_curves(suite, results, results / "curves.csv")
 
@@ -253,16 +254,17 @@ def records(scale: Scale = "demo") -> None:
 
 @app.command()
 def table(name: str, scale: Scale = "demo") -> None:
-    """Write one table as CSV, Markdown and LaTeX, and its own cells."""
-    from u2pl.report.cells import only, write_cells
+    """Write one table as CSV, Markdown and LaTeX, its own cells, and the differences between its rows."""
+    from u2pl.report.cells import only, write_cells, write_comparisons
     from u2pl.report.tables import write_table
 
     suite = load_suite(scale)
     if name not in suite.tables:
         raise UserError(f"table {name!r}", "no such file in params/tables", nearest(name, list(suite.tables)))
     results = Path("results") / scale
-    source = results / "cells" / f"{name}.csv"
-    write_cells(only(suite, name), results, source)
+    source, part = results / "cells" / f"{name}.csv", only(suite, name)
+    write_cells(part, results, source)
+    write_comparisons(part, results, results / "comparisons" / f"{name}.csv")
     write_table(source, suite.tables[name], name, suite.params, results / "tables" / name)
 
 
@@ -314,6 +316,33 @@ def verify(scale: Scale = "demo") -> None:
     render(checks, Console())
     if any(check.state == "differs" for check in checks):
         raise typer.Exit(1)
+
+
+@app.command()
+def check(
+    scale: Scale = "demo",
+    against: Annotated[Path | None, typer.Option(help="results/baselines/<scale>.csv unless given.")] = None,
+    junit: Annotated[Path | None, typer.Option(help="Also write the outcome as JUnit XML to this file.")] = None,
+) -> None:
+    """Compare the finished runs with a baseline; exit code 1 if a number moved."""
+    from u2pl.report import check as module
+
+    suite, results = load_suite(scale), Path("results") / scale
+    path = against or module.baseline_path(scale)
+    outcomes = module.compare(suite, results, path)
+    if junit is not None:
+        module.write_junit(outcomes, scale, junit)
+    module.render(outcomes, path)
+    if any(outcome.moved for outcome in outcomes):
+        raise typer.Exit(1)
+
+
+@app.command()
+def baseline(scale: Scale = "demo") -> None:
+    """Make today's runs the baseline of `u2pl check`; on purpose only, after reading what moved."""
+    from u2pl.report.check import baseline_path, write_baseline
+
+    write_baseline(load_suite(scale), Path("results") / scale, baseline_path(scale))
 
 
 @app.command()

@@ -28,6 +28,11 @@ def suite() -> Suite:
 
 
 @pytest.fixture
+def suite_on_real_data() -> Suite:
+    return make_suite(synthetic=False)
+
+
+@pytest.fixture
 def suite_of_one_seed() -> Suite:
     return make_suite(seeds=1, synthetic=False)
 

@@ -1,14 +1,15 @@
-"""The long table against NumPy's statistics."""
+"""The long table and the paired differences against NumPy's and SciPy's statistics."""
 
 from pathlib import Path
 
 import numpy as np
 import pytest
+from scipy import stats
 
 from u2pl.errors import UserError
 from u2pl.experiments.schema import Suite
 from u2pl.files import write_json
-from u2pl.report.cells import COLUMNS, collect, read_cells, write_cells
+from u2pl.report.cells import COLUMNS, collect, compare, read_cells, write_cells
 
 SUPONLY, U2PL = [50.0, 52.0], [55.125, 58.375]  # as in conftest.MIOU at 1/8
 
@@ -97,3 +98,52 @@ def test_a_cell_reports_the_checkpoint_it_names(suite: Suite, results: Path) -> 
     table = collect(suite.model_copy(update={"cells": measured}), results)
     assert set(table[table.checkpoint == "best"]["mean"]) == {50.0}
     assert set(table[table.checkpoint == "last"]["mean"]) == {25.0}
+    # Both checkpoints of every cell stand in columns of their own, whichever is reported.
+    assert set(table["best_mean"]) == {50.0} and set(table["last_mean"]) == {25.0}
+
+
+def test_the_papers_number_is_judged_on_the_papers_data_only(
+    suite: Suite, suite_on_real_data: Suite, results: Path
+) -> None:
+    synthetic, real = collect(suite, results), collect(suite_on_real_data, results)
+    numbered = synthetic["paper"].notna() & (synthetic["source"] == "measured")
+    assert set(synthetic[numbered]["verdict"]) == {"not comparable"} and synthetic["difference"].isna().all()
+    assert set(synthetic[~numbered]["verdict"]) | set(real[~numbered]["verdict"]) == {""}
+    cell = real[(real["method"] == "u2pl") & (real["fraction"] == "1/8")].iloc[0]
+    low, high = stats.t.interval(0.95, 1, np.mean(U2PL), stats.sem(U2PL))
+    np.testing.assert_allclose([cell["low"], cell["high"]], [low, high])
+    np.testing.assert_allclose(cell["difference"], np.mean(U2PL) - 79.01)
+    assert (cell["covered"], cell["verdict"]) == ("no", "not reproduced")
+
+
+def test_one_seed_gives_no_verdict(suite_of_one_seed: Suite, results: Path) -> None:
+    cells = collect(suite_of_one_seed, results)
+    numbered = cells[(cells["source"] == "measured") & cells["paper"].notna()]
+    assert set(numbered["verdict"]) == {"inconclusive"} and set(numbered["covered"]) == {""}
+    assert cells[["low", "high", "best_std", "last_std"]].isna().all(axis=None)
+
+
+def test_rows_are_compared_seed_by_seed(suite: Suite, results: Path) -> None:
+    table = compare(suite, results)
+    assert table[["row", "against", "fraction"]].values.tolist() == [
+        ["None", "SupOnly", "1/8"],
+        ["None", "SupOnly", "1/4"],
+    ]
+    expected = stats.ttest_rel(U2PL, SUPONLY)
+    eighth, interval = table.iloc[0], expected.confidence_interval(0.95)
+    np.testing.assert_allclose(eighth["difference"], np.mean(U2PL) - np.mean(SUPONLY))
+    np.testing.assert_allclose([eighth["low"], eighth["high"], eighth["p"]], [*interval, expected.pvalue])
+
+
+def test_a_row_is_compared_with_the_first_and_with_the_one_above(suite: Suite, results: Path) -> None:
+    first, third = (next(c for c in suite.cells if c.method == m and c.fraction == "1/8") for m in ("suponly", "u2pl"))
+    last = third.model_copy(update={"row": "last", "checkpoint": "last"})
+    copy = third.model_copy(update={"row": "copy"})
+    table = compare(suite.model_copy(update={"cells": [first, third, copy, last]}), results)
+    assert table[["row", "against", "against_checkpoint"]].values.tolist() == [
+        ["None", "SupOnly", "best"],
+        ["copy", "SupOnly", "best"],  # and not with the row above, which shows the same trainings
+        ["last", "SupOnly", "best"],
+        ["last", "copy", "best"],
+    ]
+    assert table["difference"].iloc[-1] == pytest.approx(1 - np.mean(U2PL))

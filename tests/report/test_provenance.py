@@ -134,6 +134,7 @@ def test_everything_fits_and_every_file_is_looked_at(capsys: pytest.CaptureFixtu
         DATA / "lists",
         DATA / "pascal/images",
         DATA / "pascal/masks",
+        RESULTS / "comparisons",
         RESULTS / "tables",
     ):
         # what vouches for a fetched file stands beside it
@@ -188,6 +189,7 @@ def a_digit(data: bytes) -> bytes:
         (f"{RUN}/evaluation.json", lambda data: b"{}"),
         ("results/tiny/cells.csv", lambda data: data.replace(b"54.92", b"54.93")),
         ("results/tiny/cells/small.csv", lambda data: data.replace(b"54.92", b"54.93")),
+        ("results/tiny/comparisons/small.csv", lambda data: data.replace(b"against", b"beside")),
         ("results/tiny/tables/small.csv", a_digit),
         ("results/tiny/tables/small.md", a_digit),
         ("results/tiny/tables/small.tex", a_digit),
@@ -243,7 +245,7 @@ def test_a_lost_file_of_a_finished_step_differs(tmp_path: Path) -> None:
         # as after `dvc pull`: the manifests without the prepared files
         ("data/tiny/pascal/images", {"data/tiny/pascal"}, set()),
         ("data/tiny/splits", {f"data/tiny/splits/pascal_{name}" for name in ("classic", "blender")}, set()),
-        (str(RUN), {str(RUN)}, {"results/tiny/cells", "results/tiny/tables"}),
+        (str(RUN), {str(RUN)}, {f"results/tiny/{name}" for name in ("cells", "comparisons", "tables")}),
         ("results/tiny/tables", {"results/tiny/tables"}, set()),
     ],
 )

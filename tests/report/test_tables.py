@@ -1,6 +1,7 @@
 """The three views of a table; LaTeX is compiled where there is a compiler."""
 
 import json
+import re
 import shutil
 import subprocess
 import unicodedata
@@ -12,12 +13,13 @@ import pytest
 from u2pl.errors import UserError
 from u2pl.experiments import load_suite
 from u2pl.experiments.schema import Suite, Table
+from u2pl.files import write_json
 from u2pl.report.cells import write_cells
 from u2pl.report.latex import SYMBOLS, escape
 from u2pl.report.tables import write_table
 
 ROOT = Path(__file__).parents[2]
-DOCUMENT = "\\documentclass{article}\n\\usepackage{booktabs}\n\\begin{document}\n%s\n\\end{document}\n"
+DOCUMENT = "\\documentclass{article}\n\\usepackage{booktabs,siunitx}\n\\begin{document}\n%s\n\\end{document}\n"
 
 
 def write(suite: Suite, results: Path) -> Path:
@@ -41,16 +43,21 @@ def test_csv_holds_numbers(suite: Suite, results: Path) -> None:
     assert frame["1/8 (8) std"].dropna().tolist() == pytest.approx([2**0.5, 3.25 / 2**0.5])
     assert frame["1/8 (8) paper"].tolist() == [71.55, 76.44, 79.01]
     assert frame["1/4 (16) n"].tolist() == [2, 0, 2]
+    assert frame["1/8 (8) verdict"].dropna().tolist() == ["not comparable", "not comparable"]
+    assert frame["1/8 (8) difference"].isna().all()
 
 
 def test_latex_has_a_line_per_row_with_ours_bold_and_the_papers(suite: Suite, results: Path) -> None:
     tex = write(suite, results).with_suffix(".tex").read_text(encoding="utf-8")
     assert body(tex) == [
-        r"SupOnly & 51.00 $\pm$ 1.41 (71.55) & \textbf{61.50 $\pm$ 0.00} \\",
-        r"C\_P$|$S \{50 \%\} \textasciitilde{}\#1\textbackslash{} & (76.44)$^\dagger$ & -- \\",
-        r"None & \textbf{56.75 $\pm$ 2.30} (79.01) & 61.00 $\pm$ 1.41 (79.30) \\",
+        r"SupOnly & 51.00 & 1.41 & 71.55 & \bfseries 61.50 & 0.00 &  \\",
+        r"C\_P$|$S \{50 \%\} \textasciitilde{}\#1\textbackslash{} &  &  & 76.44{$^{\dagger}$} &  &  & {--} \\",
+        r"None & \bfseries 56.75 & 2.30 & 79.01 & 61.00 & 1.41 & 79.30 \\",
     ]
-    assert r"Method & 1/8 (8) & 1/4 (16) \\" in tex
+    assert r"{} & \multicolumn{3}{c}{1/8 (8)} & \multicolumn{3}{c}{1/4 (16)} \\" in tex
+    assert r"{Method} & {ours} & {SD} & {paper} & {ours} & {SD} & {paper} \\" in tex
+    formats = re.findall(r"S\[table-format=(\d\.\d)", tex)
+    assert formats == ["2.2", "1.2", "2.2"] * 2
     assert r"\label{tab:table2}" in tex
     for rule in (r"\toprule", r"\midrule", r"\bottomrule"):
         assert tex.count(rule) == 1
@@ -72,11 +79,30 @@ def test_caption_tells_seeds_and_synthetic_data(suite: Suite, results: Path) -> 
     tex = write(suite, results).with_suffix(".tex").read_text(encoding="utf-8")
     assert r"\caption{Mean IoU (\%) of $\alpha$\_0 \& friends. Ours (small network \& data): mean" in tex
     assert "over 2 seeds" in tex and "data are synthetic" in tex and "Quoted by the paper" in tex
+    assert "Verdict" not in tex
 
 
 def test_caption_of_one_seed_on_real_data(suite_of_one_seed: Suite, results: Path) -> None:
     tex = write(suite_of_one_seed, results).with_suffix(".tex").read_text(encoding="utf-8")
-    assert ": 1 seed;" in tex and "synthetic" not in tex and r"\pm" not in tex
+    assert ": 1 seed;" in tex and "synthetic" not in tex and "SD" not in tex
+    assert body(tex)[0] == r"SupOnly & 50.00 & 71.55{$^{?}$} & \bfseries 61.50 &  \\"
+
+
+def test_verdicts_stand_beside_the_papers_number_with_their_rule(suite_on_real_data: Suite, results: Path) -> None:
+    values = {"blender-8-suponly": (71.5, 71.6), "blender-8-u2pl": (60.0, 60.1), "blender-16-u2pl": (79.0, 82.0)}
+    for run, pair in values.items():
+        for seed, value in enumerate(pair):
+            content = {"last": {"miou": 1.0}, "best": {"miou": value}}
+            write_json(results / f"runs/{run}-seed{seed}/evaluation.json", content)
+    stem = write(suite_on_real_data, results)
+    text = stem.with_suffix(".md").read_text(encoding="utf-8")
+    assert "| SupOnly | **71.55 ± 0.07** (= 71.55) | 61.50 ± 0.00 |" in text
+    assert "| None | 60.05 ± 0.07 (≠ 79.01) | **80.50 ± 2.12** (? 79.30) |" in text
+    assert "α = 0.05" in text and "a difference of 1 mIoU or more" in text and "the 95 % t interval" in text
+    rows = body(stem.with_suffix(".tex").read_text(encoding="utf-8"))
+    assert rows[2] == r"None & 60.05 & 0.07 & 79.01{$^{\neq}$} & \bfseries 80.50 & 2.12 & 79.30{$^{?}$} \\"
+    frame = pd.read_csv(stem.with_suffix(".csv"), keep_default_na=False)
+    assert frame["1/8 (8) verdict"].tolist() == ["reproduced", "", "not reproduced"]
 
 
 def test_equal_means_are_both_best(suite: Suite, results: Path) -> None:
@@ -84,7 +110,7 @@ def test_equal_means_are_both_best(suite: Suite, results: Path) -> None:
         source = results / f"runs/blender-8-suponly-seed{seed}/evaluation.json"
         shutil.copy(source, results / f"runs/blender-8-u2pl-seed{seed}/evaluation.json")
     tex = write(suite, results).with_suffix(".tex").read_text(encoding="utf-8")
-    assert [line.count(r"\textbf{51.00") for line in body(tex)] == [1, 0, 1]
+    assert [line.count(r"\bfseries 51.00") for line in body(tex)] == [1, 0, 1]
 
 
 def test_a_cell_that_is_missing_is_named(suite: Suite, table: Table, results: Path) -> None:
@@ -116,8 +142,15 @@ def test_escape_knows_greek_and_scripts() -> None:
 def compile_latex(source: str, folder: Path) -> None:
     compiler = shutil.which("pdflatex")
     finder = shutil.which("kpsewhich")
-    if compiler is None or finder is None or subprocess.run([finder, "booktabs.sty"], capture_output=True).returncode:
-        pytest.skip("pdflatex or booktabs is not installed")
+    if (
+        compiler is None
+        or finder is None
+        or any(
+            subprocess.run([finder, f"{package}.sty"], capture_output=True).returncode
+            for package in ("booktabs", "siunitx")
+        )
+    ):
+        pytest.skip("pdflatex, booktabs or siunitx is not installed")
     (folder / "all.tex").write_text(DOCUMENT % source, encoding="utf-8")
     command = [compiler, "-interaction=nonstopmode", "-halt-on-error", "all.tex"]
     done = subprocess.run(command, cwd=folder, capture_output=True, text=True, errors="replace", check=False)

@@ -306,6 +306,8 @@ class Scale(Strict):
     synthetic: bool
     seeds: list[int]
     tables: list[str] | None = None  # those it runs; null: all
+    equivalence_margin: Annotated[float, Field(gt=0)] = 1.0  # mIoU; a smaller difference from the paper's is none
+    baseline: list[str] | None = None  # the runs that results/baselines/<scale>.csv holds; null: all
     datasets: dict[str, dict[str, Any]] = {}
     protocols: dict[str, dict[str, Any]] = {}
     recipes: dict[str, dict[str, Any]] = {}
@@ -394,6 +396,11 @@ class Suite(Strict):
     tables: dict[str, Table]
     runs: dict[str, RunSpec]
     cells: list[Cell]
+
+    @property
+    def baseline_runs(self) -> list[str]:
+        """The runs whose numbers are kept in results/baselines/<scale>.csv."""
+        return list(self.runs) if self.params.baseline is None else self.params.baseline
 
 
 class Config(Strict):

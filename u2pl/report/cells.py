@@ -1,15 +1,16 @@
-"""The one long table of results: a row for each cell of each table."""
+"""The one long table of results, a row for each cell of each table; and what differs between the rows of a table."""
 
 import json
 import math
 from pathlib import Path
-from statistics import fmean, stdev
+from typing import Any
 
 import pandas as pd
 
 from u2pl.errors import UserError
-from u2pl.experiments.schema import Suite
+from u2pl.experiments.schema import Cell, Suite
 from u2pl.files import atomic_path, read_json
+from u2pl.report.statistics import Sample, verdict
 
 COLUMNS = [
     "table",
@@ -26,9 +27,36 @@ COLUMNS = [
     "n",
     "mean",
     "std",
+    "low",
+    "high",
+    "best_mean",
+    "best_std",
+    "last_mean",
+    "last_std",
+    "difference",
+    "covered",
+    "verdict",
     "checkpoint",
     "run",
 ]
+NUMBERS = ["paper", "mean", "std", "low", "high", "best_mean", "best_std", "last_mean", "last_std", "difference"]
+COMPARISON_COLUMNS = [
+    "table",
+    "protocol",
+    "fraction",
+    "column",
+    "row",
+    "checkpoint",
+    "against",
+    "against_checkpoint",
+    "n",
+    "difference",
+    "std",
+    "low",
+    "high",
+    "p",
+]
+Miou = dict[tuple[str, str], float]  # by run and checkpoint
 
 
 def read_miou(evaluation: Path, checkpoint: str) -> float:
@@ -48,47 +76,124 @@ def only(suite: Suite, table: str) -> Suite:
     return suite.model_copy(update={"cells": [cell for cell in suite.cells if cell.table == table]})
 
 
+def read_all(cells: list[Cell], results: Path) -> Miou:
+    """The mIoU of both checkpoints of every run of the cells; tables share runs, so each evaluation is read once."""
+    runs = dict.fromkeys(run for cell in cells for run in cell.runs)
+    return {
+        (run, checkpoint): read_miou(results / "runs" / run / "evaluation.json", checkpoint)
+        for run in runs
+        for checkpoint in ("best", "last")
+    }
+
+
 def collect(suite: Suite, results: Path) -> pd.DataFrame:
     """Gather every cell of `suite` from `results`/runs/<run id>/evaluation.json.
 
-    Returns one row per cell in the suite's order, with the columns `COLUMNS`. `mean` and `std` are in percent mIoU over
-    the `n` seeds of the cell; `std` is the sample standard deviation (ddof=1) and NaN for a single seed. Quoted cells
-    have n = 0 and no mean. `overrides` is compact JSON and `run` the run ids, separated by spaces.
+    Returns one row per cell in the suite's order, with the columns `COLUMNS`; docs/results.md explains them. `mean`,
+    `std` and the t interval `low` to `high` are in percent mIoU over the `n` seeds of the cell and of the checkpoint it
+    reports; `std` is the sample standard deviation (ddof=1) and NaN for a single seed. Quoted cells have n = 0 and no
+    mean. `overrides` is compact JSON and `run` the run ids, separated by spaces.
 
     Raises UserError if an evaluation is missing or malformed.
     """
-    # Tables share runs, so each evaluation is read once.
-    wanted = dict.fromkeys((run, cell.checkpoint) for cell in suite.cells for run in cell.runs)
-    miou = {key: read_miou(results / "runs" / key[0] / "evaluation.json", key[1]) for key in wanted}
+    miou = read_all(suite.cells, results)
     rows = []
     for cell in suite.cells:
-        values = [miou[run, cell.checkpoint] for run in cell.runs]
+        samples = {name: Sample.of([miou[run, name] for run in cell.runs]) for name in ("best", "last")}
+        ours = samples[cell.checkpoint]
+        low, high = ours.interval
         rows.append(
             {
                 **cell.model_dump(exclude={"overrides", "runs"}),
                 "overrides": json.dumps(cell.overrides, sort_keys=True, separators=(",", ":")),
-                "n": len(values),
-                "mean": fmean(values) if values else math.nan,
-                "std": stdev(values) if len(values) > 1 else math.nan,
+                "n": ours.n,
+                "mean": ours.mean,
+                "std": ours.std,
+                "low": low,
+                "high": high,
+                **{f"{name}_mean": sample.mean for name, sample in samples.items()},
+                **{f"{name}_std": sample.std for name, sample in samples.items()},
+                **_against_paper(cell, ours, suite),
                 "run": " ".join(cell.runs),
             }
         )
     return pd.DataFrame(rows, columns=COLUMNS)
 
 
+def _against_paper(cell: Cell, ours: Sample, suite: Suite) -> dict[str, Any]:
+    if cell.source == "quoted" or cell.paper is None:
+        return {"difference": math.nan, "covered": "", "verdict": ""}
+    if suite.params.synthetic:  # the paper's number is of other data
+        return {"difference": math.nan, "covered": "", "verdict": "not comparable"}
+    low, high = ours.interval
+    return {
+        "difference": ours.mean - cell.paper,
+        "covered": ("yes" if low <= cell.paper <= high else "no") if ours.spread_known else "",
+        "verdict": verdict(ours, cell.paper, suite.params.equivalence_margin),
+    }
+
+
+def compare(suite: Suite, results: Path) -> pd.DataFrame:
+    """Paired differences between the rows of each table, column by column: by seed, since splits and seeds are shared.
+
+    Each measured row is compared with the table's first measured row, and with the one above it where that is another:
+    what a method adds to the baseline, and what the last step added. `difference` is the row's mIoU minus that of the
+    row `against`, in percent, with the sample standard deviation of the `n` differences, their t interval and the `p`
+    of the paired t test (NaN where no spread is known). Cells that show the same trainings are left out.
+
+    Raises UserError if an evaluation is missing or malformed.
+    """
+    miou = read_all(suite.cells, results)
+    columns: dict[tuple[str, str, str], list[Cell]] = {}
+    for cell in suite.cells:
+        if cell.source == "measured":
+            columns.setdefault((cell.table, cell.protocol, cell.fraction), []).append(cell)
+    rows = []
+    for cells in columns.values():
+        for above, cell in zip(cells, cells[1:], strict=False):
+            for other in [cells[0]] if above is cells[0] else [cells[0], above]:
+                if (cell.runs, cell.checkpoint) == (other.runs, other.checkpoint):
+                    continue
+                # Both hold the scale's seeds in the same order.
+                pairs = zip(cell.runs, other.runs, strict=True)
+                sample = Sample.of([miou[a, cell.checkpoint] - miou[b, other.checkpoint] for a, b in pairs])
+                low, high = sample.interval
+                rows.append(
+                    {
+                        **cell.model_dump(include={"table", "protocol", "fraction", "column", "row", "checkpoint"}),
+                        "against": other.row,
+                        "against_checkpoint": other.checkpoint,
+                        "n": sample.n,
+                        "difference": sample.mean,
+                        "std": sample.std,
+                        "low": low,
+                        "high": high,
+                        "p": sample.p,
+                    }
+                )
+    return pd.DataFrame(rows, columns=COMPARISON_COLUMNS)
+
+
 def write_cells(suite: Suite, results: Path, target: Path) -> None:
     """Write `collect(suite, results)` to the CSV file `target`, atomically."""
-    cells = collect(suite, results)
+    _write(collect(suite, results), target)
+
+
+def write_comparisons(suite: Suite, results: Path, target: Path) -> None:
+    """Write `compare(suite, results)` to the CSV file `target`, atomically."""
+    _write(compare(suite, results), target)
+
+
+def _write(frame: pd.DataFrame, target: Path) -> None:
     with atomic_path(target) as temporary:
-        cells.to_csv(temporary, index=False, lineterminator="\n")
+        frame.to_csv(temporary, index=False, lineterminator="\n")
 
 
 def read_cells(path: Path) -> pd.DataFrame:
     """Read a `cells.csv` back; raises UserError if it is missing or lacks a column."""
-    numbers = ["paper", "mean", "std"]
     try:
         # Only numbers may be missing: a row called "None" is a title.
-        cells = pd.read_csv(path, keep_default_na=False, na_values={name: [""] for name in numbers})
+        cells = pd.read_csv(path, keep_default_na=False, na_values={name: [""] for name in NUMBERS})
     except FileNotFoundError as error:
         raise UserError(path, "no file", "the collected cells") from error
     except (OSError, ValueError) as error:
@@ -97,6 +202,6 @@ def read_cells(path: Path) -> pd.DataFrame:
     if missing:
         raise UserError(path, f"no column {', '.join(missing)}", f"the columns {', '.join(COLUMNS)}")
     try:
-        return cells.astype({**dict.fromkeys(numbers, float), "n": int, "labelled": int, "row": str, "fraction": str})
+        return cells.astype({**dict.fromkeys(NUMBERS, float), "n": int, "labelled": int, "row": str, "fraction": str})
     except ValueError as error:
-        raise UserError(path, error, "numbers in the columns labelled, n, paper, mean and std") from error
+        raise UserError(path, error, f"numbers in the columns labelled, n, {', '.join(NUMBERS)}") from error

@@ -32,6 +32,7 @@ SYMBOLS = {
     "×": r"$\times$",
     "≤": r"$\leq$",
     "≥": r"$\geq$",
+    "≠": r"$\neq$",
     "→": r"$\rightarrow$",
     "∞": r"$\infty$",
     "†": r"$^\dagger$",

@@ -11,10 +11,12 @@ from u2pl.experiments.schema import Column, Scale, Table
 from u2pl.files import atomic_path
 from u2pl.report.cells import read_cells
 from u2pl.report.latex import escape
+from u2pl.report.statistics import ALPHA
 
 DECIMALS = 2
 NOTHING = "–"
 QUOTED = "†"
+MARKS = {"reproduced": "=", "not reproduced": "≠", "inconclusive": "?"}
 
 
 @dataclass(frozen=True)
@@ -23,10 +25,19 @@ class Entry:
 
     mean: float
     std: float
+    low: float
+    high: float
     n: int
     paper: float
+    difference: float
+    verdict: str
     quoted: bool
     best: bool = False
+
+    @property
+    def mark(self) -> str:
+        """What stands beside the paper's number; nothing where the data are not the paper's."""
+        return QUOTED if self.quoted else MARKS.get(self.verdict, "")
 
 
 @dataclass(frozen=True)
@@ -71,7 +82,15 @@ def _entry(found: pd.DataFrame, title: str, column: Column, where: Path) -> Entr
         raise UserError(where, f"{len(found)} cells for {title!r} at {column.protocol} {column.fraction}", "one cell")
     cell = found.iloc[0]
     return Entry(
-        float(cell["mean"]), float(cell["std"]), int(cell["n"]), float(cell["paper"]), cell["source"] == "quoted"
+        mean=float(cell["mean"]),
+        std=float(cell["std"]),
+        low=float(cell["low"]),
+        high=float(cell["high"]),
+        n=int(cell["n"]),
+        paper=float(cell["paper"]),
+        difference=float(cell["difference"]),
+        verdict=str(cell["verdict"]),
+        quoted=cell["source"] == "quoted",
     )
 
 
@@ -80,55 +99,98 @@ def _mark(entry: Entry, best: float) -> Entry:
 
 
 def number_frame(grid: Grid) -> pd.DataFrame:
-    """The wide table in numbers: for each column `<header> mean`, `std`, `n` and `paper`; empty where there is none."""
+    """The wide table: for each column `<header> mean` and so on, with numbers alone but for the verdict."""
+    keys = ("mean", "std", "n", "low", "high", "paper", "difference", "verdict")
     rows = []
     for title, entries in zip(grid.titles, grid.entries, strict=True):
         row: dict[str, object] = {"row": title, "source": "quoted" if entries[0].quoted else "measured"}
         for header, entry in zip(grid.headers, entries, strict=True):
-            row |= {f"{header} {key}": getattr(entry, key) for key in ("mean", "std", "n", "paper")}
+            row |= {f"{header} {key}": getattr(entry, key) for key in keys}
         rows.append(row)
     return pd.DataFrame(rows)
 
 
-def cell_text(entry: Entry, bold: str, plus_minus: str, mark: str) -> str:
-    """`ours ± std (paper)`, or the marked `(paper)` of a quoted cell; `bold` formats the best of ours."""
-    paper = "" if math.isnan(entry.paper) else f"({entry.paper:.{DECIMALS}f})"
-    if entry.quoted:
-        return f"{paper}{mark}" if paper else NOTHING
-    ours = f"{entry.mean:.{DECIMALS}f}"
-    if not math.isnan(entry.std):
-        ours += f" {plus_minus} {entry.std:.{DECIMALS}f}"
-    return f"{bold.format(ours) if entry.best else ours} {paper}".rstrip()
-
-
 def caption(table: Table, grid: Grid, scale: Scale) -> str:
-    """What the reader has to know beside the numbers."""
+    """What the reader has to know beside the numbers: seeds, the rule of the verdict, what was not measured here."""
     parts = [
         table.caption.strip().rstrip(".") + ".",
-        f"Ours ({scale.title}): {grid.seeds}; the paper's number in parentheses.",
+        f"Ours ({scale.title}): {grid.seeds}; beside it the paper's number.",
     ]
-    if any(entry.quoted for row in grid.entries for entry in row):
+    entries = [entry for row in grid.entries for entry in row]
+    if any(entry.verdict in MARKS for entry in entries):
+        margin = f"{scale.equivalence_margin:g} mIoU"
+        parts.append(
+            f"Verdict against the paper's number, taken as fixed, at α = {ALPHA:g}: "
+            f"{MARKS['reproduced']} reproduced, two one-sided t tests reject a difference of {margin} or more; "
+            f"{MARKS['not reproduced']} not reproduced, the {100 * (1 - ALPHA):g} % t interval of the difference lies "
+            f"beyond {margin}; {MARKS['inconclusive']} neither, as with one seed."
+        )
+    if any(entry.quoted for entry in entries):
         parts.append(f"{QUOTED} Quoted by the paper from other work, not trained here.")
     if scale.synthetic:
         parts.append("The data are synthetic: the numbers show that the suite runs and say nothing about the paper's.")
     return " ".join(parts)
 
 
+def _number(value: float) -> str:
+    return "" if math.isnan(value) else f"{value:.{DECIMALS}f}"
+
+
+def _column(values: list[float]) -> str:
+    """A siunitx column that is wide enough for the values."""
+    whole = max((len(str(int(abs(value)))) for value in values if not math.isnan(value)), default=1)
+    return f"S[table-format={whole}.{DECIMALS},detect-weight,mode=text]"
+
+
 def latex(grid: Grid, text: str, label: str) -> str:
-    """A booktabs float; needs `\\usepackage{booktabs}` and nothing else."""
-    rows = [
-        [escape(title), *(cell_text(entry, r"\textbf{{{}}}", r"$\pm$", r"$^\dagger$") for entry in entries)]
-        for title, entries in zip(grid.titles, grid.entries, strict=True)
-    ]
-    frame = pd.DataFrame(rows, columns=["Method", *map(escape, grid.headers)]).replace(NOTHING, "--")
+    """A float of aligned numbers; needs `\\usepackage{booktabs,siunitx}`.
+
+    Each column of the table has two or three here: ours, its standard deviation where a cell has several seeds, and the
+    paper's number. What is not a number stands in braces, which siunitx leaves alone.
+    """
+    spread = any(entry.n > 1 for row in grid.entries for entry in row)
+    columns, formats = [("", "Method")], ["l"]
+    for number, header in enumerate(grid.headers):
+        entries = [row[number] for row in grid.entries]
+        parts = {"ours": [e.mean for e in entries], "SD": [e.std for e in entries], "paper": [e.paper for e in entries]}
+        for name, values in parts.items():
+            if name != "SD" or spread:
+                columns.append((escape(header), name))
+                formats.append(_column(values))
+    rows = []
+    for title, entries in zip(grid.titles, grid.entries, strict=True):
+        row = [escape(title)]
+        for entry in entries:
+            ours = _number(entry.mean)
+            row.append(rf"\bfseries {ours}" if entry.best else ours)
+            if spread:
+                row.append(_number(entry.std))
+            mark = f"{{$^{{{escape(entry.mark).strip('$^')}}}$}}" if entry.mark else ""
+            nothing = "{--}" if entry.quoted else ""
+            row.append(_number(entry.paper) + mark if not math.isnan(entry.paper) else nothing)
+        rows.append(row)
+    frame = pd.DataFrame(rows, columns=pd.MultiIndex.from_tuples(columns))
     return frame.style.hide(axis="index").to_latex(
-        column_format="l" + "r" * len(grid.headers),
+        column_format="".join(formats),
+        multicol_align="c",
+        siunitx=True,
         position="htbp",
         position_float="centering",
         hrules=True,
         label=label,
         caption=escape(text),
     )
+
+
+def cell_text(entry: Entry) -> str:
+    """Markdown: `ours ± std (paper)`, the best of ours bold and a mark before the paper's; or a quoted `(paper)†`."""
+    paper = _number(entry.paper)
+    if entry.quoted:
+        return f"({paper}){entry.mark}" if paper else NOTHING
+    spread = f" ± {_number(entry.std)}" if not math.isnan(entry.std) else ""
+    ours = f"{_number(entry.mean)}{spread}"
+    beside = f"({entry.mark} {paper})" if entry.mark else f"({paper})"
+    return f"{f'**{ours}**' if entry.best else ours} {beside if paper else ''}".rstrip()
 
 
 def markdown(grid: Grid, text: str) -> str:
@@ -139,14 +201,15 @@ def markdown(grid: Grid, text: str) -> str:
 
     lines = [line(["Method", *grid.headers]), line(["---", *["---:"] * len(grid.headers)])]
     for title, entries in zip(grid.titles, grid.entries, strict=True):
-        lines.append(line([title, *(cell_text(entry, "**{}**", "±", QUOTED) for entry in entries)]))
+        lines.append(line([title, *map(cell_text, entries)]))
     return "\n".join([text, "", *lines, ""])
 
 
 def write_table(cells_csv: Path, table: Table, name: str, scale: Scale, out_stem: Path) -> None:
     """Write the table `name` to `out_stem`.csv, .md and .tex from the cells in `cells_csv`.
 
-    The caption says over how many seeds and whether the scale's data are synthetic; the LaTeX label is tab:<name>.
+    The caption says over how many seeds, by which rule a verdict is found, and whether the scale's data are synthetic;
+    the LaTeX label is tab:<name>.
     Raises UserError if `cells_csv` is missing or lacks a cell of `table`.
     """
     grid = lay_out(read_cells(cells_csv), table, name, cells_csv)

@@ -29,7 +29,7 @@ from u2pl.data.prepare import CHECKSUMS
 from u2pl.errors import UserError
 from u2pl.experiments.schema import Archive, RunSpec, Suite
 from u2pl.files import read_json, sha256
-from u2pl.report.cells import only, write_cells
+from u2pl.report.cells import only, write_cells, write_comparisons
 from u2pl.report.provenance import flat
 from u2pl.report.tables import write_table
 
@@ -274,16 +274,18 @@ def _tables(suite: Suite, results: Path, sound: Collection[str]) -> Iterator[Che
     """Cells and tables against those made again from the evaluations, byte by byte."""
     with TemporaryDirectory() as name:
         again = Path(name)
-        groups = [(suite, [Path("cells.csv")])]
+        groups = [(suite, [Path("cells.csv"), Path("comparisons.csv")])]
         for table in suite.tables:
             views = [Path("tables") / f"{table}{suffix}" for suffix in (".csv", ".md", ".tex")]
-            groups.append((only(suite, table), [Path("cells") / f"{table}.csv", *views]))
+            long = [Path(name) / f"{table}.csv" for name in ("cells", "comparisons")]
+            groups.append((only(suite, table), [*long, *views]))
         for part, files in groups:
             if any(run not in sound for cell in part.cells for run in cell.runs):
                 yield from (_left_out("tables", results / file) for file in files)
                 continue
             write_cells(part, results, again / files[0])
-            if len(files) > 1:
+            write_comparisons(part, results, again / files[1])
+            if len(files) > 2:
                 table = files[0].stem
                 write_table(again / files[0], suite.tables[table], table, suite.params, again / "tables" / table)
             for file in files:

@@ -1,4 +1,4 @@
-"""Evaluations -> the long table of cells -> one wide table a file."""
+"""Evaluations -> the long table of cells, paired differences between rows -> one wide table a file."""
 
 
 rule cells:
@@ -7,6 +7,7 @@ rule cells:
         expand(f"{RESULTS}/runs/{{run}}/history.csv", run=suite.runs),
     output:
         f"{RESULTS}/cells.csv",
+        f"{RESULTS}/comparisons.csv",
         f"{RESULTS}/metrics.json",
         f"{RESULTS}/curves.csv",
     log:
@@ -14,6 +15,7 @@ rule cells:
     params:
         scale=suite.scale,
         cells=str([cell.model_dump(mode="json") for cell in suite.cells]),
+        margin=suite.params.equivalence_margin,
     shell:
         "u2pl cells --scale {params.scale} > {log} 2>&1"
 
@@ -23,6 +25,7 @@ rule table:
         lambda wildcards: evaluations(cell for cell in suite.cells if cell.table == wildcards.table),
     output:
         f"{RESULTS}/cells/{{table}}.csv",
+        f"{RESULTS}/comparisons/{{table}}.csv",
         f"{RESULTS}/tables/{{table}}.csv",
         f"{RESULTS}/tables/{{table}}.md",
         f"{RESULTS}/tables/{{table}}.tex",
@@ -31,6 +34,7 @@ rule table:
     params:
         scale=suite.scale,
         table=lambda wildcards: suite.tables[wildcards.table].model_dump_json(),
+        margin=suite.params.equivalence_margin,
     shell:
         "u2pl table {wildcards.table} --scale {params.scale} > {log} 2>&1"
 
@@ -44,3 +48,10 @@ for table in suite.tables:
         input:
             f"{RESULTS}/tables/{table}.tex",
         localrule: True
+
+
+# The runs that `u2pl check` compares with results/baselines.
+rule baseline_runs:
+    input:
+        [f"{RESULTS}/runs/{run}/evaluation.json" for run in suite.baseline_runs],
+    localrule: True
