@@ -13,6 +13,7 @@ import torch
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.patches import Patch
+from matplotlib.ticker import MaxNLocator
 from numpy.typing import NDArray
 
 from u2pl.components.pseudo_labels import drop_unreliable, entropy, entropy_threshold
@@ -29,6 +30,7 @@ DASHES = ["-", "--", "-.", ":"]
 MARKERS = "osD^vPX"
 STYLE: dict[str, Any] = {
     "font.size": 8,
+    "axes.titlesize": 8,
     "axes.spines.top": False,
     "axes.spines.right": False,
     "axes.axisbelow": True,
@@ -107,10 +109,10 @@ def draw_entropy(
         panels[0, 0].set_title("(a) entropy")
         panels[0, 1].set_title("(b) pseudo-labels of the reliable pixels")
         for panel in panels[0]:
-            panel.set(xticks=[], yticks=[])
+            panel.set_axis_off()
             for (row, column), colour in zip(pixels, ("yellow", "white"), strict=True):
                 for width, shade in ((4, "black"), (2, colour)):  # outlined, to be seen on any ground
-                    panel.plot(column, row, "x", color=shade, markersize=9, markeredgewidth=width)
+                    panel.plot(column, row, "x", color=shade, ms=9, mew=width, clip_on=False)
         for panel, (row, column), colour, title in zip(
             panels[1],
             pixels,
@@ -161,7 +163,8 @@ def draw_predictions(
             for row, picture in enumerate(pictures):
                 grid[row, column].imshow(picture, interpolation="nearest")
                 grid[row, column].set(xticks=[], yticks=[])
-            grid[0, column].set_title(name, fontsize=8)
+                grid[row, column].spines[:].set_visible(False)
+            grid[0, column].set_title(name)
         patches = [
             Patch(facecolor=[v / 255 for v in classes[c].colour], edgecolor="#808080", lw=0.4, label=classes[c].name)
             for c in known
@@ -197,7 +200,7 @@ def draw_curves(stem: Path, table: Table, curves: Mapping[tuple[int, int], Seque
     curves: by index of row and column, one history.csv a seed (columns epoch and val_miou).
     """
     columns = len(table.columns)
-    per_line = min(columns, 3)
+    per_line = min(columns, 4)
     lines = math.ceil(columns / per_line)
     with drawn(stem, 0.4 + 2.1 * lines) as figure:
         panels = figure.subplots(lines, per_line, squeeze=False, sharey=True).flatten()
@@ -218,6 +221,7 @@ def draw_curves(stem: Path, table: Table, curves: Mapping[tuple[int, int], Seque
                     spread = seeds.std(axis=1).reindex(mean.index)
                     panel.fill_between(mean.index, mean - spread, mean + spread, color=colour, alpha=0.2, lw=0)
             panel.set(title=_heading(table, index), xlabel="epoch")
+            panel.xaxis.set_major_locator(MaxNLocator(4, integer=True))
             panel.grid()
         for panel in panels[columns:]:
             panel.set_axis_off()
