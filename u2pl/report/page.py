@@ -2,6 +2,7 @@
 
 import json
 import re
+from collections import Counter
 from importlib.resources import files
 from pathlib import Path
 from typing import Any
@@ -50,7 +51,7 @@ def write_page(suite: Suite, results: Path, target: Path) -> None:
         synthetic=suite.params.synthetic,
         seeds=len(suite.params.seeds),
         tables=tables,
-        verdicts=sorted({cell["verdict"] for cell in data["cells"] if cell["verdict"]}),
+        verdicts=dict(sorted(Counter(cell["verdict"] for cell in data["cells"] if cell["verdict"]).items())),
         n_runs=len(wanted),
         data=_embedded(data),
         css=_static("page.css"),
@@ -89,11 +90,12 @@ def _table(suite: Suite, results: Path, cells: pd.DataFrame, name: str) -> dict[
         max((row["cells"][c]["mean"] for row in rows if row["cells"][c]["mean"] is not None), default=None)
         for c in range(len(table.columns))
     ]
+    title = re.sub(r"^table(?=\d)", "Table ", name).capitalize()
     for row in rows:
         for cell, top in zip(row["cells"], best, strict=True):
-            cell["best"] = top is not None and cell["mean"] == top
+            cell |= {"title": title, "best": top is not None and cell["mean"] == top}
     headers = [f"{cell['protocol']} " * many + cell["column"] for cell in rows[0]["cells"]] if rows else []
-    return {"name": name, "title": re.sub(r"^table(?=\d)", "Table ", name).capitalize(), "caption": table.caption, "headers": headers, "rows": rows}
+    return {"name": name, "title": title, "caption": table.caption, "headers": headers, "rows": rows}
 
 
 def _cell(suite: Suite, results: Path, cell: pd.Series) -> dict[str, Any]:

@@ -5,7 +5,7 @@ rule cells:
     input:
         evaluations(suite.cells),
     output:
-        f"{RESULTS}/cells.csv",
+        report(f"{RESULTS}/cells.csv", caption="../report/cells.rst", category="Tables", labels={"table": "all cells"}),
     log:
         f"logs/{suite.scale}/cells.log",
     params:
@@ -20,7 +20,12 @@ rule table:
         lambda wildcards: evaluations(cell for cell in suite.cells if cell.table == wildcards.table),
     output:
         f"{RESULTS}/cells/{{table}}.csv",
-        f"{RESULTS}/tables/{{table}}.csv",
+        report(
+            f"{RESULTS}/tables/{{table}}.csv",
+            caption="../report/table.rst",
+            category="Tables",
+            labels={"table": "{table}"},
+        ),
         f"{RESULTS}/tables/{{table}}.md",
         f"{RESULTS}/tables/{{table}}.tex",
     log:
@@ -28,6 +33,7 @@ rule table:
     params:
         scale=suite.scale,
         table=lambda wildcards: suite.tables[wildcards.table].model_dump_json(),
+        caption=lambda wildcards: suite.tables[wildcards.table].caption,
     shell:
         "u2pl table {wildcards.table} --scale {params.scale} > {log} 2>&1"
 

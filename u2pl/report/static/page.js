@@ -82,7 +82,7 @@ document.addEventListener("click", (event) => {
 
 function show(cell) {
   const runs = cell.runs.map((id) => data.runs[id]);
-  byId("details-title").textContent = `${cell.row}, ${cell.column}`;
+  byId("details-title").textContent = `${cell.title}: ${cell.row}, ${cell.column}`;
   const body = byId("details-body");
   body.replaceChildren(
     facts(cell),
@@ -105,7 +105,7 @@ function facts(cell) {
     ["interval", interval],
     ["paper", cell.paper === null ? null : percent(cell.paper)],
     ["difference", difference === null ? null : (difference < 0 ? "−" : "+") + percent(Math.abs(difference))],
-    ["verdict", cell.verdict],
+    ["verdict", cell.verdict && make("span", { class: "verdict", "data-verdict": cell.verdict }, cell.verdict)],
     ["protocol", cell.protocol],
   ];
   const list = make("dl", { class: "facts" });
@@ -114,15 +114,17 @@ function facts(cell) {
 }
 
 function sheet(headings, rows) {
-  const line = (cells, tag) => make("tr", {}, ...cells.map((text) => make(tag, {}, String(text))));
+  const line = (cells, tag) => make("tr", {}, ...cells.map((text) => make(tag, {}, text instanceof Node ? text : String(text))));
   return make("div", { class: "wide" }, make("table", {},
     make("thead", {}, line(headings, "th")), make("tbody", {}, ...rows.map((cells) => line(cells, "td")))));
 }
 
+const shade = (index) => `var(--line${(index % 4) + 1})`;
+
 function seeds(runs) {
   const code = (run) => (run.commit ? run.commit.slice(0, 10) + (run.dirty ? " + changes" : "") : "no git");
-  return sheet(["seed", "best", "epoch", "last", "time", "device", "torch", "code"], runs.map((run) => [
-    run.seed, percent(run.scores.best.miou), `${run.best_epoch} of ${run.epochs}`, percent(run.scores.last.miou),
+  return sheet(["seed", "best", "epoch", "last", "time", "device", "torch", "code"], runs.map((run, index) => [
+    make("span", { class: "seed", style: `--shade: ${shade(index)}` }, String(run.seed)), percent(run.scores.best.miou), `${run.best_epoch} of ${run.epochs}`, percent(run.scores.last.miou),
     `${run.seconds} s`, run.device, run.torch, code(run),
   ]));
 }
@@ -130,7 +132,8 @@ function seeds(runs) {
 function curves(runs) {
   const points = runs.flatMap((run) => run.curve);
   if (!points.length) return make("p", { class: "muted" }, "Not validated while training.");
-  const [width, height, left, bottom] = [640, 190, 40, 22];
+  // a narrow drawing on a phone, so that its text is not scaled down
+  const [width, height, left, bottom] = [innerWidth < 640 ? 360 : 660, 190, 32, 22];
   const last = Math.max(...runs.map((run) => run.epochs), 1);
   const values = points.map((point) => point[1]);
   const step = [0.5, 1, 2, 5, 10, 20].find((size) => (Math.max(...values) - Math.min(...values)) / size <= 4) ?? 25;
@@ -148,11 +151,10 @@ function curves(runs) {
     svg.append(make("text", { x: x(epoch), y: height - 5, "text-anchor": "middle" }, String(epoch)));
   }
   runs.forEach((run, index) => {
-    const colour = `stroke: var(--line${(index % 4) + 1}); fill: var(--line${(index % 4) + 1})`;
-    const line = run.curve.map(([epoch, value]) => `${x(epoch).toFixed(1)},${y(value).toFixed(1)}`).join(" ");
-    svg.append(make("polyline", { points: line, style: colour.split(";")[0] }, make("title", {}, `seed ${run.seed}`)));
+        const line = run.curve.map(([epoch, value]) => `${x(epoch).toFixed(1)},${y(value).toFixed(1)}`).join(" ");
+    svg.append(make("polyline", { points: line, style: `stroke: ${shade(index)}` }, make("title", {}, `seed ${run.seed}`)));
     for (const [epoch, value] of run.curve.length > 40 ? run.curve.slice(-1) : run.curve) {
-      const dot = make("circle", { cx: x(epoch), cy: y(value), r: 3.5, style: colour });
+      const dot = make("circle", { cx: x(epoch), cy: y(value), r: 3, style: `fill: ${shade(index)}` });
       dot.append(make("title", {}, `seed ${run.seed}, epoch ${epoch}: ${percent(value)}`));
       svg.append(dot);
     }
