@@ -229,6 +229,7 @@ def table(name: str, scale: Scale = "demo") -> None:
 def figure(name: str, scale: Scale = "demo", device: Device = "auto") -> None:
     """Draw one figure of finished runs as PDF and PNG."""
     from u2pl.report import figures
+    from u2pl.report.history import read_curves
 
     suite = load_suite(scale)
     if name not in suite.figures:
@@ -238,9 +239,11 @@ def figure(name: str, scale: Scale = "demo", device: Device = "auto") -> None:
     if params.table is None:
         _draw_predicted(suite, name, stem, device)
     elif params.kind == "curves":
-        figures.draw_curves(stem, suite.tables[params.table], figures.read_curves(suite, results, params.table))
+        figures.draw_curves(stem, suite.tables[params.table], read_curves(suite, results, params.table))
     else:
-        figures.draw_comparison(stem, results / "cells" / f"{params.table}.csv", params.table, suite.tables[params.table])
+        figures.draw_comparison(
+            stem, results / "cells" / f"{params.table}.csv", params.table, suite.tables[params.table]
+        )
 
 
 def _draw_predicted(suite: Suite, name: str, stem: Path, device: str) -> None:

@@ -9,22 +9,28 @@ from typing import Any
 import matplotlib
 import numpy as np
 import pandas as pd
-import torch
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.patches import Patch
 from matplotlib.ticker import MaxNLocator
 from numpy.typing import NDArray
 
-from u2pl.components.pseudo_labels import drop_unreliable, entropy, entropy_threshold
 from u2pl.data.images import UInt8
 from u2pl.errors import UserError
-from u2pl.experiments.schema import ClassLabel, Suite, Table
+from u2pl.experiments.schema import ClassLabel, Table
 from u2pl.files import atomic_path
 from u2pl.report.cells import read_cells
 
 # Okabe and Ito's colours, told apart in every common kind of colour blindness; line styles tell them apart in print.
-BLUE, ORANGE, GREEN, PINK, RED, SKY, BLACK = "#0072B2 #E69F00 #009E73 #CC79A7 #D55E00 #56B4E9 #000000".split()
+BLUE, ORANGE, GREEN, PINK, RED, SKY, BLACK = [
+    "#0072B2",
+    "#E69F00",
+    "#009E73",
+    "#CC79A7",
+    "#D55E00",
+    "#56B4E9",
+    "#000000",
+]
 PALETTE = [BLACK, ORANGE, GREEN, BLUE, RED, PINK, SKY]
 DASHES = ["-", "--", "-.", ":"]
 MARKERS = "osD^vPX"
@@ -97,6 +103,10 @@ def draw_entropy(
     stem: Path, classes: Sequence[ClassLabel], probs: NDArray[np.float32], alpha: float, ignore_label: int
 ) -> None:
     """Fig. 2, of the probabilities (C, H, W) of one image, whose share `alpha` of pixels is unreliable (Eq. 6)."""
+    import torch  # here: the figures of numbers alone need not wait for it
+
+    from u2pl.components.pseudo_labels import drop_unreliable, entropy, entropy_threshold
+
     batch = torch.from_numpy(probs)[None]
     entropies = entropy(batch)
     labels = drop_unreliable(batch.argmax(1), entropies, entropy_threshold(entropies, alpha), ignore_label)[0].numpy()
@@ -170,28 +180,6 @@ def draw_predictions(
             for c in known
         ]
         figure.legend(handles=patches, loc="outside lower center", ncols=7, fontsize=6.5, handlelength=1.2)
-
-
-def read_curves(suite: Suite, results: Path, table: str) -> dict[tuple[int, int], list[pd.DataFrame]]:
-    """history.csv of each seed, by the row and column of the table. Raises UserError if one is missing or malformed."""
-    curves = {}
-    rows = [row.title for row in suite.tables[table].rows]
-    columns = [(column.protocol, column.fraction) for column in suite.tables[table].columns]
-    for cell in suite.cells:
-        if cell.table == table and cell.runs:
-            place = rows.index(cell.row), columns.index((cell.protocol, cell.fraction))
-            curves[place] = [read_history(results / "runs" / run / "history.csv") for run in cell.runs]
-    return curves
-
-
-def read_history(path: Path) -> pd.DataFrame:
-    """A run's history with the columns epoch and val_miou. Raises UserError if it is missing or malformed."""
-    try:
-        return pd.read_csv(path)[["epoch", "val_miou"]].astype({"epoch": int, "val_miou": float})
-    except FileNotFoundError as error:
-        raise UserError(path, "no file", "the history of a finished run") from error
-    except (OSError, KeyError, ValueError) as error:
-        raise UserError(path, error, "numbers in the columns epoch and val_miou") from error
 
 
 def draw_curves(stem: Path, table: Table, curves: Mapping[tuple[int, int], Sequence[pd.DataFrame]]) -> None:

@@ -14,7 +14,7 @@ from u2pl.errors import UserError
 from u2pl.experiments.schema import Suite
 from u2pl.files import atomic_path, read_json
 from u2pl.report.cells import read_cells
-from u2pl.report.figures import read_history
+from u2pl.report.history import read_history
 from u2pl.report.provenance import command
 from u2pl.report.tables import DECIMALS, NOTHING
 
