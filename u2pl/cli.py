@@ -241,9 +241,8 @@ def figure(name: str, scale: Scale = "demo", device: Device = "auto") -> None:
     elif params.kind == "curves":
         figures.draw_curves(stem, suite.tables[params.table], read_curves(suite, results, params.table))
     else:
-        figures.draw_comparison(
-            stem, results / "cells" / f"{params.table}.csv", params.table, suite.tables[params.table]
-        )
+        cells_csv = results / "cells" / f"{params.table}.csv"
+        figures.draw_comparison(stem, cells_csv, params.table, suite.tables[params.table])
 
 
 def _draw_predicted(suite: Suite, name: str, stem: Path, device: str) -> None:

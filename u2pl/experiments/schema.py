@@ -299,9 +299,8 @@ class Figure(Strict):
 
     @model_validator(mode="after")
     def cells_or_a_table(self) -> "Figure":
-        if (self.table is not None) != (self.kind in ("curves", "comparison")) or (self.table is None) != bool(
-            self.cells
-        ):
+        of_table = self.kind in ("curves", "comparison")
+        if of_table != (self.table is not None) or of_table == bool(self.cells):
             raise ValueError("`table` for curves, `cells` for the other kinds")
         if self.kind in ("classes", "entropy") and len(self.cells) != 1:
             raise ValueError("one cell")

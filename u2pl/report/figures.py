@@ -22,16 +22,8 @@ from u2pl.files import atomic_path
 from u2pl.report.cells import read_cells
 
 # Okabe and Ito's colours, told apart in every common kind of colour blindness; line styles tell them apart in print.
-BLUE, ORANGE, GREEN, PINK, RED, SKY, BLACK = [
-    "#0072B2",
-    "#E69F00",
-    "#009E73",
-    "#CC79A7",
-    "#D55E00",
-    "#56B4E9",
-    "#000000",
-]
-PALETTE = [BLACK, ORANGE, GREEN, BLUE, RED, PINK, SKY]
+BLUE, ORANGE, GREEN, BLACK = "#0072B2", "#E69F00", "#009E73", "#000000"
+PALETTE = [BLACK, ORANGE, GREEN, BLUE, "#D55E00", "#CC79A7", "#56B4E9"]
 DASHES = ["-", "--", "-.", ":"]
 MARKERS = "osD^vPX"
 STYLE: dict[str, Any] = {
@@ -56,7 +48,7 @@ DPI = 200
 
 @contextmanager
 def drawn(stem: Path, height: float, width: float = WIDTH) -> Iterator[Figure]:
-    """An empty figure that is written to `stem`.pdf and .png after the block. Raises UserError as `atomic_path` does."""
+    """An empty figure, written to `stem`.pdf and .png after the block. Raises UserError as `atomic_path` does."""
     # The user's own matplotlibrc must not change the bytes.
     with matplotlib.rc_context({**matplotlib.rcParamsDefault, **STYLE, "backend": "agg"}):
         figure = Figure(figsize=(width, height), layout="constrained")
@@ -77,7 +69,7 @@ def colourise(labels: NDArray[Any], classes: Sequence[ClassLabel]) -> UInt8:
 def draw_classes(
     stem: Path, classes: Sequence[ClassLabel], iou: Sequence[float], reliable: Sequence[int], unreliable: Sequence[int]
 ) -> None:
-    """Fig. 1: IoU (percent, nan: class absent) above the numbers of reliable and unreliable pixels; best class first."""
+    """Fig. 1: IoU (percent, nan: class absent) above the numbers of reliable and unreliable pixels; best first."""
     order = sorted(range(len(classes)), key=lambda c: -math.inf if math.isnan(iou[c]) else iou[c], reverse=True)
     x = np.arange(len(order))
     with drawn(stem, 3.6) as figure:
@@ -192,8 +184,7 @@ def draw_curves(stem: Path, table: Table, curves: Mapping[tuple[int, int], Seque
     lines = math.ceil(columns / per_line)
     with drawn(stem, 0.4 + 2.1 * lines) as figure:
         panels = figure.subplots(lines, per_line, squeeze=False, sharey=True).flatten()
-        for index, column in enumerate(table.columns):
-            panel = panels[index]
+        for index, panel in enumerate(panels[:columns]):
             rows = sorted(row for row, c in curves if c == index)
             for row in rows:
                 seeds = pd.concat([h.set_index("epoch")["val_miou"].dropna() for h in curves[row, index]], axis=1)
