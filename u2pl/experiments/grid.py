@@ -105,8 +105,8 @@ def _figures(folder: Path, declared: dict[str, Figure], suite: Suite) -> dict[st
         for title, wanted in figure.cells.items():
             find_cell(suite, wanted, f"{where}: {name}.cells.{title}")
         figures[name] = figure
-    for name, table in suite.tables.items():
-        figures[f"comparison_{name}"] = Figure(kind="comparison", table=name, caption=table.caption)
+    for name, shown in suite.tables.items():
+        figures[f"comparison_{name}"] = Figure(kind="comparison", table=name, caption=shown.caption)
     return figures
 
 

@@ -50,7 +50,8 @@ DPI = 200
 def drawn(stem: Path, height: float, width: float = WIDTH) -> Iterator[Figure]:
     """An empty figure, written to `stem`.pdf and .png after the block. Raises UserError as `atomic_path` does."""
     # The user's own matplotlibrc must not change the bytes.
-    with matplotlib.rc_context({**matplotlib.rcParamsDefault, **STYLE, "backend": "agg"}):
+    settings: dict[Any, Any] = {**matplotlib.rcParamsDefault, **STYLE, "backend": "agg"}
+    with matplotlib.rc_context(settings):
         figure = Figure(figsize=(width, height), layout="constrained")
         FigureCanvasAgg(figure)
         yield figure
@@ -168,7 +169,12 @@ def draw_predictions(
                 grid[row, column].spines[:].set_visible(False)
             grid[0, column].set_title(name)
         patches = [
-            Patch(facecolor=[v / 255 for v in classes[c].colour], edgecolor="#808080", lw=0.4, label=classes[c].name)
+            Patch(
+                facecolor="#{:02x}{:02x}{:02x}".format(*classes[c].colour),
+                edgecolor="#808080",
+                lw=0.4,
+                label=classes[c].name,
+            )
             for c in known
         ]
         figure.legend(handles=patches, loc="outside lower center", ncols=7, fontsize=6.5, handlelength=1.2)

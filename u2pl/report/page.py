@@ -32,7 +32,7 @@ def write_page(suite: Suite, results: Path, target: Path) -> None:
     wanted = sorted({run for runs in cells["run"] for run in runs.split()})
     if unknown := [run for run in wanted if run not in suite.runs]:
         raise UserError(results / "cells.csv", f"the run {unknown[0]}", "the cells of today's params: `u2pl cells`")
-    data = {
+    data: dict[str, Any] = {
         "runs": {run: _run(suite, results, run) for run in wanted},
         "classes": {
             name: [[label.name, "#{:02x}{:02x}{:02x}".format(*label.colour)] for label in dataset.classes]
@@ -91,8 +91,8 @@ def _table(suite: Suite, results: Path, cells: pd.DataFrame, name: str) -> dict[
         for c in range(len(table.columns))
     ]
     title = re.sub(r"^table(?=\d)", "Table ", name).capitalize()
-    for row in rows:
-        for cell, top in zip(row["cells"], best, strict=True):
+    for line in rows:
+        for cell, top in zip(line["cells"], best, strict=True):
             cell |= {"title": title, "best": top is not None and cell["mean"] == top}
     headers = [f"{cell['protocol']} " * many + cell["column"] for cell in rows[0]["cells"]] if rows else []
     return {"name": name, "title": title, "caption": table.caption, "headers": headers, "rows": rows}
