@@ -206,6 +206,7 @@ def draw_curves(stem: Path, table: Table, curves: Mapping[tuple[int, int], Seque
                     spread = seeds.std(axis=1).reindex(mean.index)
                     panel.fill_between(mean.index, mean - spread, mean + spread, color=colour, alpha=0.2, lw=0)
             panel.set(title=_heading(table, index), xlabel="epoch")
+            panel.set_xlim(left=0)
             panel.xaxis.set_major_locator(MaxNLocator(4, integer=True))
             panel.grid()
         for panel in panels[columns:]:
