@@ -60,6 +60,13 @@ def test_figures_alone_train_only_what_they_show(checkout):
     assert planned(checkout, "--profile", "demo", "results/demo/figures/fig4.pdf")["train"] == 3
 
 
+def test_figures_that_ask_a_network_ask_for_a_gpu(checkout):
+    targets = [f"results/paper/figures/{name}.pdf" for name in ("fig1", "comparison_table1")]
+    done = snakemake(checkout, "-n", "--config", "scale=paper", "--", *targets)
+    jobs = [job for job in (done.stdout + done.stderr).split("[") if "rule figure:" in job]
+    assert {("fig1" in job, "gpu=1" in job) for job in jobs} == {(True, True), (False, False)}
+
+
 def test_a_mistake_in_params_stops_the_plan(checkout):
     path = checkout / "params/recipes.yaml"
     path.write_text(path.read_text().replace("momentum", "momentun").replace("epochs: 80", "epoch: 80"))

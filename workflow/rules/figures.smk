@@ -1,18 +1,5 @@
 """Finished runs -> the figures, and the page to open first."""
 
-from u2pl.experiments import figure_cells
-
-
-def drawn_from(wildcards):
-    """The small files that tell when a figure's runs, and so their weights, are others."""
-    figure = suite.figures[wildcards.figure]
-    if figure.kind == "comparison":
-        return f"{RESULTS}/cells/{figure.table}.csv"
-    runs = [cell.runs for cell in figure_cells(suite, wildcards.figure).values()]
-    if figure.kind != "curves":
-        return expand(f"{RESULTS}/runs/{{run}}/evaluation.json", run=sorted({seeds[0] for seeds in runs}))
-    return expand(f"{RESULTS}/runs/{{run}}/history.csv", run=sorted({run for seeds in runs for run in seeds}))
-
 
 rule figure:
     input:
@@ -27,8 +14,10 @@ rule figure:
         ),
     log:
         f"logs/{suite.scale}/figures/{{figure}}.log",
+    threads: lambda wildcards: recipe.threads if (recipe := predicts(wildcards)) else 1
     resources:
-        mem_mb=4000,
+        gpu=lambda wildcards: int(bool((recipe := predicts(wildcards)) and recipe.gpus)),
+        mem_mb=lambda wildcards: recipe.mem_mb if (recipe := predicts(wildcards)) else 2000,
     params:
         scale=suite.scale,
         figure=lambda wildcards: suite.figures[wildcards.figure].model_dump_json(),
