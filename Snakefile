@@ -25,10 +25,14 @@ RESULTS = f"results/{suite.scale}"
 shell.prefix(f"set -euo pipefail; export PATH={Path(sys.executable).parent}:$PATH; ")
 
 
+report: "workflow/report/workflow.rst"
+
+
 wildcard_constraints:
     protocol="|".join(suite.protocols),
     run="|".join(map(re.escape, suite.runs)),
     table="|".join(suite.tables),
+    figure="|".join(suite.figures),
     n=r"\d+",
 
 
@@ -40,9 +44,12 @@ rule all:
     input:
         f"{RESULTS}/cells.csv",
         expand(f"{RESULTS}/tables/{{table}}.tex", table=suite.tables),
+        expand(f"{RESULTS}/figures/{{figure}}.pdf", figure=suite.figures),
+        f"{RESULTS}/index.html",
 
 
 include: "workflow/rules/common.smk"
 include: "workflow/rules/data.smk"
 include: "workflow/rules/train.smk"
 include: "workflow/rules/tables.smk"
+include: "workflow/rules/figures.smk"

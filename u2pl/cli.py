@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from u2pl.errors import UserError
-from u2pl.experiments import RunSpec, Suite, load_suite, published_list
+from u2pl.experiments import RunSpec, Suite, figure_cells, load_suite, published_list
 from u2pl.experiments.params import nearest
 from u2pl.files import write_json
 
@@ -269,6 +269,66 @@ def table(name: str, scale: Scale = "demo") -> None:
 
 
 @app.command()
+def figure(name: str, scale: Scale = "demo", device: Device = "auto") -> None:
+    """Draw one figure of finished runs as PDF and PNG."""
+    from u2pl.report import figures
+    from u2pl.report.history import read_curves
+
+    suite = load_suite(scale)
+    if name not in suite.figures:
+        raise UserError(f"figure {name!r}", f"no such figure at scale {scale!r}", nearest(name, list(suite.figures)))
+    params, results = suite.figures[name], Path("results") / scale
+    stem = results / "figures" / name
+    if params.table is None:
+        _draw_predicted(suite, name, stem, device)
+    elif params.kind == "curves":
+        figures.draw_curves(stem, suite.tables[params.table], read_curves(suite, results, params.table))
+    else:
+        cells_csv = results / "cells" / f"{params.table}.csv"
+        figures.draw_comparison(stem, cells_csv, params.table, suite.tables[params.table])
+
+
+def _draw_predicted(suite: Suite, name: str, stem: Path, device: str) -> None:
+    """Draw a figure that needs the networks: those of each cell's first seed."""
+    from u2pl.data.lists import read_ids
+    from u2pl.engine import predict
+    from u2pl.report import figures
+
+    params, cells = suite.figures[name], figure_cells(suite, name)
+    specs = {title: suite.runs[cell.runs[0]] for title, cell in cells.items()}
+    spec = next(iter(specs.values()))
+    prepared, lists, out = _folders(spec)
+    classes = spec.dataset.classes
+    if params.kind == "predictions":
+        chosen = predict.richest(prepared, read_ids(lists / "val.txt"), spec.dataset, params.images)
+        seen = {
+            title: predict.predict(run, prepared, chosen, _folders(run)[2], cells[title].checkpoint, device)
+            for title, run in specs.items()
+        }
+        first = next(iter(seen.values()))
+        labels = {title: [p.probs.argmax(0) for p in predictions] for title, predictions in seen.items()}
+        figures.draw_predictions(stem, classes, [p.image for p in first], [p.mask for p in first], labels)
+        return
+    unlabelled = read_ids(lists / "unlabeled.txt")
+    if params.kind == "classes":
+        counts = predict.reliability(spec, prepared, unlabelled, out, device)
+        figures.draw_classes(stem, classes, counts.iou, counts.reliable, counts.unreliable)
+        return
+    chosen = predict.richest(prepared, unlabelled, spec.dataset, 1)
+    (prediction,) = predict.predict(spec, prepared, chosen, out, "last", device)
+    figures.draw_entropy(stem, classes, prediction.probs, spec.settings.alpha_0, spec.dataset.ignore_label)
+
+
+@app.command()
+def page(scale: Scale = "demo") -> None:
+    """Write results/<scale>/index.html, the page to open first."""
+    from u2pl.report.page import write_page
+
+    results = Path("results") / scale
+    write_page(load_suite(scale), results, results / "index.html")
+
+
+@app.command()
 def show(
     what: Annotated[list[str], typer.Argument(help="A table; a table, a row and a column; or a run id.")],
     scale: Scale = "demo",
@@ -358,7 +418,7 @@ def schema(target: Path = Path("workflow/schemas")) -> None:
     from u2pl.experiments import schema as models
 
     kinds = (models.Config, models.Dataset, models.Protocol, models.Recipe, models.Method, models.MethodSettings)
-    more = (models.Preset, models.PublishedSource, models.Archive, models.Scale, models.Table)
+    more = (models.Preset, models.PublishedSource, models.Archive, models.Scale, models.Table, models.Figure)
     for model in (*kinds, *more):
         dialect = {"$schema": "https://json-schema.org/draft/2020-12/schema"}
         write_json(target / f"{model.__name__.lower()}.schema.json", dialect | model.model_json_schema())

@@ -96,6 +96,7 @@ def home(tmp_path_factory):
     shutil.rmtree(folder / "params/tables")
     (folder / "params/tables").mkdir()
     (folder / "params/tables/small.yaml").write_text(yaml.safe_dump(TABLE))
+    (folder / "params/figures.yaml").write_text("{}\n")
     scale = yaml.safe_load((folder / "params/scales/demo.yaml").read_text())
     (folder / "params/scales/demo.yaml").write_text(yaml.safe_dump(scale | {"tables": None}))
     ok(folder, "git", "init", "--quiet", "--initial-branch=main")

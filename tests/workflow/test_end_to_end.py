@@ -3,6 +3,7 @@
 import json
 import math
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -24,6 +25,11 @@ TABLE = {
         {"title": "PseudoSeg", "paper": [65.5]},
         {"title": "U2PL", "method": "u2pl", "paper": [69.15]},
     ],
+}
+CELL = {"table": "small", "protocol": "pascal_classic", "fraction": "1/8"}
+FIGURES = {
+    "fig1": {"kind": "classes", "caption": "Classes.", "cells": {"U2PL": CELL | {"row": "U2PL"}}},
+    "fig4": {"kind": "predictions", "caption": "Images.", "cells": {r: CELL | {"row": r} for r in ("SupOnly", "U2PL")}},
 }
 RUNS = [f"results/demo/runs/pascal_classic-4-{method}-seed0" for method in ("suponly", "u2pl")]
 
@@ -50,6 +56,7 @@ def finished(tmp_path_factory):
     shutil.rmtree(folder / "params/tables")
     (folder / "params/tables").mkdir()
     (folder / "params/tables/small.yaml").write_text(yaml.safe_dump(TABLE))
+    (folder / "params/figures.yaml").write_text(yaml.safe_dump(FIGURES))
     scale = yaml.safe_load((folder / "params/scales/demo.yaml").read_text())
     (folder / "params/scales/demo.yaml").write_text(yaml.safe_dump(scale | {"tables": None}))
     done = snakemake(folder, "--profile", "demo")
@@ -71,6 +78,33 @@ def test_the_table_holds_what_the_evaluations_say(finished):
         assert math.isclose(mean, 100 * sum(ious) / len(ious), rel_tol=1e-9)
         assert f"{mean:.2f}"[:4] in wide
     assert "synthetic" in (finished / "results/demo/tables/small.tex").read_text()
+
+
+def test_figures_and_the_page_are_made_of_the_runs(finished):
+    made = {path.name for path in (finished / "results/demo/figures").iterdir()}
+    assert made == {f"{name}.{kind}" for name in (*FIGURES, "comparison_small") for kind in ("pdf", "png")}
+    page = (finished / "results/demo/index.html").read_text()
+    assert all(Path(run).name in page for run in RUNS)
+
+
+def test_the_report_holds_tables_figures_and_runs_without_a_network(finished):
+    report = ["--profile", "demo", "--report", "report.html"]
+    # a network namespace of its own has not even the loopback device up
+    alone = ["unshare", "--net", "--map-root-user"]
+    cut = subprocess.run([*alone, "true"], capture_output=True).returncode == 0 if shutil.which("unshare") else False
+    command = [*(alone if cut else []), SNAKEMAKE, *report]
+    done = subprocess.run(command, cwd=finished, capture_output=True, text=True, timeout=500)
+    assert done.returncode == 0, done.stdout + done.stderr
+    page = (finished / "report.html").read_text()
+    for category in ("Tables", "Figures", "Runs"):
+        assert f'"{category}"' in page
+    results = [f"{run}/{name}" for run in RUNS for name in ("run.json", "history.csv")]
+    results += ["results/demo/cells.csv", "results/demo/tables/small.csv", "results/demo/index.html"]
+    results += [f"results/demo/figures/{name}.png" for name in (*FIGURES, "comparison_small")]
+    assert [name for name in results if f'"{name}"' not in page] == []
+    assert "A small table." in page, "captions are rendered"
+    # the page is whole: no address of a script, style or picture
+    assert not re.search(r"<(script|link|img)[^>]+(src|href)=[\"']?(https?:)?//", page)
 
 
 def test_dvclive_ends_where_the_history_ends(finished):

@@ -9,8 +9,10 @@ from u2pl.experiments.schema import (
     DEFAULT_FIDELITY,
     Archive,
     Cell,
+    CellName,
     Column,
     Dataset,
+    Figure,
     Method,
     MethodSettings,
     Preset,
@@ -86,7 +88,49 @@ def load_suite(scale: str, root: Path = Path()) -> Suite:
             raise UserError(where, "no such protocol", nearest(name, list(protocols)))
     for run in suite.runs.values():
         published_list(suite, run.settings.split_source, run.protocol, run.labelled)
-    return suite
+    return suite.model_copy(update={"figures": _figures(folder, typed(Figure, "figures", params.figures), suite)})
+
+
+def _figures(folder: Path, declared: dict[str, Figure], suite: Suite) -> dict[str, Figure]:
+    """The figures whose tables the scale has, and one that compares ours with the paper's for every table."""
+    where = folder / "figures.yaml"
+    known = [path.stem for path in (folder / "tables").glob("*.yaml")]
+    figures = {}
+    for name, figure in declared.items():
+        for table in figure.tables:
+            if table not in known:
+                raise UserError(f"{where}: {name}", f"no table {table!r}", nearest(table, known))
+        if not figure.tables <= set(suite.tables):
+            continue
+        for title, wanted in figure.cells.items():
+            find_cell(suite, wanted, f"{where}: {name}.cells.{title}")
+        figures[name] = figure
+    for name, shown in suite.tables.items():
+        figures[f"comparison_{name}"] = Figure(kind="comparison", table=name, caption=shown.caption)
+    return figures
+
+
+def find_cell(suite: Suite, name: CellName, where: object) -> Cell:
+    """The measured cell that `name` names. Raises UserError, blaming `where`, if there is none."""
+    own = [cell for cell in suite.cells if cell.table == name.table and cell.runs]
+    rows = [cell for cell in own if cell.row == name.row]
+    if not rows:
+        found = f"no measured row {name.row!r} in {name.table}"
+        raise UserError(where, found, nearest(name.row, list(dict.fromkeys(cell.row for cell in own))))
+    for cell in rows:
+        if (cell.protocol, cell.fraction) == (name.protocol, name.fraction):
+            return cell
+    columns = ", ".join(f"{cell.protocol} {cell.fraction}" for cell in rows)
+    raise UserError(where, f"no column {name.protocol} {name.fraction} in {name.table}", f"one of {columns}")
+
+
+def figure_cells(suite: Suite, name: str) -> dict[str, Cell]:
+    """The cells of a figure, by the names they have in it; those of a whole table by row and column."""
+    figure = suite.figures[name]
+    if figure.table is None:
+        return {title: find_cell(suite, cell, name) for title, cell in figure.cells.items()}
+    cells = [cell for cell in suite.cells if cell.table == figure.table]
+    return {f"{cell.row}, {cell.protocol} {cell.column}": cell for cell in cells}
 
 
 def published_list(suite: Suite, source: str, protocol: str, labelled: int) -> PublishedList | None:

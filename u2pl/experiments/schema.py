@@ -299,6 +299,38 @@ class Table(Strict):
         return self
 
 
+class CellName(Column):
+    """A cell of a table, by the titles that stand in its file."""
+
+    table: str
+    row: str
+
+
+class Figure(Strict):
+    """A figure of the runs behind cells, each under the name it has in the figure, or of a whole table."""
+
+    # classes, entropy and predictions are Fig. 1, 2 and 4 of the paper; comparison is made for every table by itself
+    kind: Literal["classes", "entropy", "predictions", "curves", "comparison"]
+    caption: str
+    cells: dict[str, CellName] = {}
+    table: str | None = None
+    images: Positive = 4  # of Fig. 4
+
+    @model_validator(mode="after")
+    def cells_or_a_table(self) -> "Figure":
+        of_table = self.kind in ("curves", "comparison")
+        if of_table != (self.table is not None) or of_table == bool(self.cells):
+            raise ValueError("`table` for curves, `cells` for the other kinds")
+        if self.kind in ("classes", "entropy") and len(self.cells) != 1:
+            raise ValueError("one cell")
+        return self
+
+    @property
+    def tables(self) -> set[str]:
+        """Those whose runs it shows."""
+        return {self.table} if self.table else {cell.table for cell in self.cells.values()}
+
+
 class Scale(Strict):
     """A scale: seeds, and overrides merged over the files of `params/`."""
 
@@ -314,6 +346,7 @@ class Scale(Strict):
     methods: dict[str, dict[str, Any]] = {}
     fidelity: dict[str, dict[str, Any]] = {}
     splits: dict[str, dict[str, Any]] = {}
+    figures: dict[str, dict[str, Any]] = {}
 
 
 class RunSpec(Strict):
@@ -396,6 +429,7 @@ class Suite(Strict):
     tables: dict[str, Table]
     runs: dict[str, RunSpec]
     cells: list[Cell]
+    figures: dict[str, Figure] = {}  # those whose tables the scale has
 
     @property
     def baseline_runs(self) -> list[str]:

@@ -1,7 +1,7 @@
 """What the rules share."""
 
 from u2pl.data.published import archive as list_archive
-from u2pl.experiments import published_list
+from u2pl.experiments import figure_cells, published_list
 
 
 def spec(wildcards):
@@ -40,3 +40,22 @@ def origin(wildcards):
         return ""
     published = suite.published[wildcards.source]
     return f"{published.repository}@{published.commit}"
+
+
+def drawn_from(wildcards):
+    """The small files that tell when a figure's runs, and so their weights, are others."""
+    figure = suite.figures[wildcards.figure]
+    if figure.kind == "comparison":
+        return f"{RESULTS}/cells/{figure.table}.csv"
+    runs = [cell.runs for cell in figure_cells(suite, wildcards.figure).values()]
+    if figure.kind != "curves":
+        return expand(f"{RESULTS}/runs/{{run}}/evaluation.json", run=sorted({seeds[0] for seeds in runs}))
+    return expand(f"{RESULTS}/runs/{{run}}/history.csv", run=sorted({run for seeds in runs for run in seeds}))
+
+
+def predicts(wildcards):
+    """The recipe of the network that a figure asks, one image at a time; None if it only draws numbers."""
+    if suite.figures[wildcards.figure].table is not None:
+        return None
+    cell, *_ = figure_cells(suite, wildcards.figure).values()
+    return suite.runs[cell.runs[0]].recipe

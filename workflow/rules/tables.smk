@@ -6,7 +6,7 @@ rule cells:
         evaluations(suite.cells),
         expand(f"{RESULTS}/runs/{{run}}/history.csv", run=suite.runs),
     output:
-        f"{RESULTS}/cells.csv",
+        report(f"{RESULTS}/cells.csv", caption="../report/cells.rst", category="Tables", labels={"table": "all cells"}),
         f"{RESULTS}/comparisons.csv",
         f"{RESULTS}/metrics.json",
         f"{RESULTS}/curves.csv",
@@ -26,7 +26,12 @@ rule table:
     output:
         f"{RESULTS}/cells/{{table}}.csv",
         f"{RESULTS}/comparisons/{{table}}.csv",
-        f"{RESULTS}/tables/{{table}}.csv",
+        report(
+            f"{RESULTS}/tables/{{table}}.csv",
+            caption="../report/table.rst",
+            category="Tables",
+            labels={"table": "{table}"},
+        ),
         f"{RESULTS}/tables/{{table}}.md",
         f"{RESULTS}/tables/{{table}}.tex",
     log:
@@ -35,6 +40,7 @@ rule table:
         scale=suite.scale,
         table=lambda wildcards: suite.tables[wildcards.table].model_dump_json(),
         margin=suite.params.equivalence_margin,
+        caption=lambda wildcards: suite.tables[wildcards.table].caption,
     shell:
         "u2pl table {wildcards.table} --scale {params.scale} > {log} 2>&1"
 

@@ -6,8 +6,20 @@ rule train:
         tokens=tokens,
         weights=encoder_weights,
     output:
-        f"{RESULTS}/runs/{{run}}/run.json",
-        f"{RESULTS}/runs/{{run}}/history.csv",
+        report(
+            f"{RESULTS}/runs/{{run}}/run.json",
+            caption="../report/run.rst",
+            category="Runs",
+            subcategory="{run}",
+            labels={"file": "provenance"},
+        ),
+        report(
+            f"{RESULTS}/runs/{{run}}/history.csv",
+            caption="../report/history.rst",
+            category="Runs",
+            subcategory="{run}",
+            labels={"file": "history"},
+        ),
         f"{RESULTS}/runs/{{run}}/weights.pt",
         f"{RESULTS}/runs/{{run}}/evaluation.json",
     log:

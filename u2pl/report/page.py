@@ -1,0 +1,148 @@
+"""results/<scale>/index.html: every table on one page without any other file, with what stands behind each number."""
+
+import json
+import re
+from collections import Counter
+from importlib.resources import files
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+from jinja2 import Environment, StrictUndefined
+
+from u2pl.errors import UserError
+from u2pl.experiments.schema import Suite
+from u2pl.files import atomic_path, read_json
+from u2pl.report.cells import read_cells
+from u2pl.report.history import read_history
+from u2pl.report.provenance import command
+from u2pl.report.tables import DECIMALS, NOTHING
+
+STATIC = files("u2pl.report") / "static"
+# Columns of cells.csv that the page shows where they are there.
+OPTIONAL = ("low", "high", "verdict")
+
+
+def write_page(suite: Suite, results: Path, target: Path) -> None:
+    """Write the page from `results`/cells.csv and the files of its runs.
+
+    Raises UserError if one is missing or malformed. Equal files give equal bytes.
+    """
+    cells = read_cells(results / "cells.csv")
+    wanted = sorted({run for runs in cells["run"] for run in runs.split()})
+    if unknown := [run for run in wanted if run not in suite.runs]:
+        raise UserError(results / "cells.csv", f"the run {unknown[0]}", "the cells of today's params: `u2pl cells`")
+    data: dict[str, Any] = {
+        "runs": {run: _run(suite, results, run) for run in wanted},
+        "classes": {
+            name: [[label.name, "#{:02x}{:02x}{:02x}".format(*label.colour)] for label in dataset.classes]
+            for name, dataset in sorted(suite.datasets.items())
+        },
+    }
+    tables = [_table(suite, results, cells, name) for name in suite.tables]
+    data["cells"] = [cell for table in tables for row in table["rows"] for cell in row["cells"]]
+    for number, cell in enumerate(data["cells"]):
+        cell["number"] = number  # the position in the data, which the cell's button names
+    environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
+    environment.filters["percent"] = lambda value: NOTHING if value is None else f"{value:.{DECIMALS}f}"
+    text = environment.from_string(_static("page.html")).render(
+        scale=suite.scale,
+        title=suite.params.title,
+        synthetic=suite.params.synthetic,
+        seeds=len(suite.params.seeds),
+        tables=tables,
+        verdicts=dict(sorted(Counter(cell["verdict"] for cell in data["cells"] if cell["verdict"]).items())),
+        n_runs=len(wanted),
+        data=_embedded(data),
+        css=_static("page.css"),
+        script=_static("page.js"),
+    )
+    with atomic_path(target) as temporary:
+        temporary.write_text(text, encoding="utf-8")
+
+
+def _static(name: str) -> str:
+    return (STATIC / name).read_text(encoding="utf-8")
+
+
+def _embedded(value: Any) -> str:
+    """JSON that may stand in a <script>: no text of it can end the element or open a comment."""
+    text = json.dumps(value, sort_keys=True, separators=(",", ":"), allow_nan=False)
+    for character in "<>&\u2028\u2029":
+        text = text.replace(character, f"\\u{ord(character):04x}")
+    return text
+
+
+def _table(suite: Suite, results: Path, cells: pd.DataFrame, name: str) -> dict[str, Any]:
+    table = suite.tables[name]
+    many = len({column.protocol for column in table.columns}) > 1
+    own = cells[cells["table"] == name]
+    rows: list[dict[str, Any]] = []
+    for row in table.rows:
+        found = [
+            own[(own["row"] == row.title) & (own["protocol"] == c.protocol) & (own["fraction"] == c.fraction)]
+            for c in table.columns
+        ]
+        if any(len(part) != 1 for part in found):
+            raise UserError(results / "cells.csv", f"no cell or several for {name}, {row.title!r}", "one a column")
+        rows.append({"title": row.title, "cells": [_cell(suite, results, part.iloc[0]) for part in found]})
+    best = [
+        max((row["cells"][c]["mean"] for row in rows if row["cells"][c]["mean"] is not None), default=None)
+        for c in range(len(table.columns))
+    ]
+    title = re.sub(r"^table(?=\d)", "Table ", name).capitalize()
+    for line in rows:
+        for cell, top in zip(line["cells"], best, strict=True):
+            cell |= {"title": title, "best": top is not None and cell["mean"] == top}
+    headers = [f"{cell['protocol']} " * many + cell["column"] for cell in rows[0]["cells"]] if rows else []
+    return {"name": name, "title": title, "caption": table.caption, "headers": headers, "rows": rows}
+
+
+def _cell(suite: Suite, results: Path, cell: pd.Series) -> dict[str, Any]:
+    runs = str(cell["run"]).split()
+    values: dict[str, Any] = {key: str(cell[key]) for key in ("table", "row", "column", "protocol", "source")}
+    values |= {key: _number(cell[key]) for key in ("paper", "mean", "std")}
+    values |= {key: cell.get(key) for key in OPTIONAL}
+    values |= {key: _number(values[key]) for key in ("low", "high")}
+    values["verdict"] = values["verdict"] if isinstance(values["verdict"], str) and values["verdict"] else None
+    again = command(suite, results, runs) if runs else None
+    return values | {"n": int(cell["n"]), "checkpoint": str(cell["checkpoint"]), "runs": runs, "command": again}
+
+
+def _number(value: Any) -> float | None:
+    """None for what is no number; an optional column may hold empty text."""
+    number = pd.to_numeric(value, errors="coerce")
+    return None if pd.isna(number) else round(float(number), 4)
+
+
+def _run(suite: Suite, results: Path, run: str) -> dict[str, Any]:
+    """What the page tells of a run: scores, curve, IoU by class, departures from the paper's preset, provenance."""
+    folder, spec = results / "runs" / run, suite.runs[run]
+    record, evaluation = read_json(folder / "run.json"), read_json(folder / "evaluation.json")
+    history = read_history(folder / "history.csv").dropna()
+    settings = spec.settings.model_dump(mode="json")
+    try:
+        scores = {
+            key: {
+                "miou": round(evaluation[key]["miou"], 4),
+                "iou": [None if value is None else round(value, 2) for value in evaluation[key]["iou"]],
+            }
+            for key in ("best", "last")
+        }
+        git, provenance = record["provenance"]["git"], record["provenance"]
+        return {
+            "seed": spec.seed,
+            "dataset": spec.dataset_name,
+            "scores": scores,
+            "best_epoch": record["best_epoch"],
+            "epochs": record["epochs"],
+            "curve": [[int(e), round(float(v), 3)] for e, v in zip(history["epoch"], history["val_miou"], strict=True)],
+            "departures": [[key, settings[key], paper] for key, paper in sorted(spec.departures.items())],
+            "commit": git["commit"],
+            "dirty": git["dirty"],
+            "device": provenance["device"],
+            "seconds": round(provenance["wall_time_s"], 1),
+            "torch": provenance["libraries"]["torch"],
+        }
+    except (KeyError, TypeError) as error:
+        raise UserError(folder, f"{type(error).__name__} {error}", "a run trained by this version") from error

@@ -1,0 +1,193 @@
+"use strict";
+const data = JSON.parse(document.getElementById("data").textContent);
+const byId = (id) => document.getElementById(id);
+const percent = (value) => (value === null ? "–" : value.toFixed(2));
+
+// ---- elements without markup in strings: no text of the data is ever parsed as HTML
+function make(tag, attributes = {}, ...children) {
+  const drawing = ["svg", "line", "text", "polyline", "circle", "title"].includes(tag);
+  const element = drawing ? document.createElementNS("http://www.w3.org/2000/svg", tag) : document.createElement(tag);
+  for (const [key, value] of Object.entries(attributes)) element.setAttribute(key, value);
+  element.append(...children);
+  return element;
+}
+
+// ---- theme: the system's, until the button is pressed
+const root = document.documentElement;
+const remembered = (() => { try { return localStorage.getItem("theme"); } catch { return null; } })();
+if (remembered) root.dataset.theme = remembered;
+byId("theme").addEventListener("click", () => {
+  const dark = root.dataset.theme ? root.dataset.theme === "dark" : matchMedia("(prefers-color-scheme: dark)").matches;
+  root.dataset.theme = dark ? "light" : "dark";
+  try { localStorage.setItem("theme", root.dataset.theme); } catch { /* a file that may not store */ }
+});
+
+// ---- sort: numbers from the highest, names from A; the third press gives the paper's order back
+for (const table of document.querySelectorAll(".scroll table")) {
+  const body = table.tBodies[0];
+  const original = [...body.rows];
+  const heads = [...table.tHead.rows[0].cells];
+  heads.forEach((head, index) => head.querySelector("button").addEventListener("click", () => {
+    const cycle = index ? ["none", "descending", "ascending"] : ["none", "ascending", "descending"];
+    const order = cycle[(cycle.indexOf(head.getAttribute("aria-sort")) + 1) % 3];
+    for (const other of heads) other.setAttribute("aria-sort", other === head ? order : "none");
+    const rows = [...original];
+    const sign = order === "ascending" ? 1 : -1;
+    const value = (row) => row.cells[index].dataset.value;
+    if (order !== "none") rows.sort((a, b) => {
+      if (!index) return sign * a.cells[0].textContent.localeCompare(b.cells[0].textContent);
+      // what has no number stays last in both directions
+      if (!value(a) || !value(b)) return (value(a) ? 0 : 1) - (value(b) ? 0 : 1);
+      return sign * (Number(value(a)) - Number(value(b)));
+    });
+    body.append(...rows);
+  }));
+}
+
+// ---- filter: by words of method, table and caption, and by kind of row
+function filter() {
+  const words = byId("find").value.toLowerCase().split(/\s+/).filter(Boolean);
+  const kind = byId("kind").value;
+  let shown = 0, all = 0;
+  for (const section of document.querySelectorAll("section")) {
+    const place = section.querySelector("h2").textContent + " " + section.querySelector(".caption").textContent;
+    let left = 0;
+    for (const row of section.querySelectorAll("tbody tr")) {
+      const text = `${place} ${row.cells[0].textContent}`.toLowerCase();
+      const cells = [...row.querySelectorAll(".cell")].map((cell) => data.cells[cell.dataset.cell]);
+      const fits = !kind || (kind === "quoted" ? !cells.length : kind === "measured" ? cells.length > 0
+        : cells.some((cell) => cell.verdict === kind));
+      row.hidden = !(fits && words.every((word) => text.includes(word)));
+      left += !row.hidden;
+      all += 1;
+    }
+    section.hidden = !left;
+    shown += left;
+  }
+  byId("count").textContent = shown === all ? `${all} rows` : `${shown} of ${all} rows`;
+}
+byId("find").addEventListener("input", filter);
+byId("kind").addEventListener("change", filter);
+document.querySelector("form").addEventListener("submit", (event) => event.preventDefault());
+filter();
+
+// ---- details of a cell
+const dialog = byId("details");
+byId("close").addEventListener("click", () => dialog.close());
+dialog.addEventListener("click", (event) => { if (event.target === dialog) dialog.close(); }); // the backdrop
+document.addEventListener("click", (event) => {
+  const button = event.target.closest(".cell");
+  if (button) show(data.cells[button.dataset.cell]);
+});
+
+function show(cell) {
+  const runs = cell.runs.map((id) => data.runs[id]);
+  byId("details-title").textContent = `${cell.title}: ${cell.row}, ${cell.column}`;
+  const body = byId("details-body");
+  body.replaceChildren(
+    facts(cell),
+    make("h3", {}, runs.length === 1 ? "Seed" : "Seeds"), seeds(runs),
+    make("h3", {}, "Validation mIoU by epoch (%)"), curves(runs),
+    make("h3", {}, `IoU by class (%), ${cell.checkpoint} epoch`), classes(cell, runs),
+    make("h3", {}, "Settings that differ from the paper preset"), departures(runs[0].departures),
+    make("h3", {}, "Make it again"), ...command(cell.command),
+  );
+  dialog.showModal();
+  dialog.scrollTop = 0;
+  byId("details-title").focus();
+}
+
+function facts(cell) {
+  const interval = cell.low !== null && cell.high !== null ? `${percent(cell.low)} to ${percent(cell.high)}` : null;
+  const difference = cell.paper === null ? null : cell.mean - cell.paper;
+  const entries = [
+    ["ours", percent(cell.mean) + (cell.std === null ? "" : ` ± ${percent(cell.std)}`)],
+    ["interval", interval],
+    ["paper", cell.paper === null ? null : percent(cell.paper)],
+    ["difference", difference === null ? null : (difference < 0 ? "−" : "+") + percent(Math.abs(difference))],
+    ["verdict", cell.verdict && make("span", { class: "verdict", "data-verdict": cell.verdict }, cell.verdict)],
+    ["protocol", cell.protocol],
+  ];
+  const list = make("dl", { class: "facts" });
+  for (const [name, value] of entries) if (value !== null) list.append(make("div", {}, make("dt", {}, name), make("dd", {}, value)));
+  return list;
+}
+
+function sheet(headings, rows) {
+  const line = (cells, tag) => make("tr", {}, ...cells.map((text) => make(tag, {}, text instanceof Node ? text : String(text))));
+  return make("div", { class: "wide" }, make("table", {},
+    make("thead", {}, line(headings, "th")), make("tbody", {}, ...rows.map((cells) => line(cells, "td")))));
+}
+
+const shade = (index) => `var(--line${(index % 4) + 1})`;
+
+function seeds(runs) {
+  const code = (run) => (run.commit ? run.commit.slice(0, 10) + (run.dirty ? " + changes" : "") : "no git");
+  return sheet(["seed", "best", "epoch", "last", "time", "device", "torch", "code"], runs.map((run, index) => [
+    make("span", { class: "seed", style: `--shade: ${shade(index)}` }, String(run.seed)), percent(run.scores.best.miou), `${run.best_epoch} of ${run.epochs}`, percent(run.scores.last.miou),
+    `${run.seconds} s`, run.device, run.torch, code(run),
+  ]));
+}
+
+function curves(runs) {
+  const points = runs.flatMap((run) => run.curve);
+  if (!points.length) return make("p", { class: "muted" }, "Not validated while training.");
+  // a narrow drawing on a phone, so that its text is not scaled down
+  const [width, height, left, bottom] = [innerWidth < 640 ? 360 : 660, 190, 32, 22];
+  const last = Math.max(...runs.map((run) => run.epochs), 1);
+  const values = points.map((point) => point[1]);
+  const step = [0.5, 1, 2, 5, 10, 20].find((size) => (Math.max(...values) - Math.min(...values)) / size <= 4) ?? 25;
+  const low = Math.floor(Math.min(...values) / step) * step;
+  const high = Math.max(Math.ceil(Math.max(...values) / step) * step, low + step);
+  const x = (epoch) => left + ((width - left - 8) * epoch) / last;
+  const y = (value) => height - bottom - ((height - bottom - 8) * (value - low)) / (high - low);
+  const svg = make("svg", { viewBox: `0 0 ${width} ${height}`, role: "img" },
+    make("title", {}, `Curves of ${runs.length} seeds, from ${percent(Math.min(...values))} to ${percent(Math.max(...values))} percent`));
+  for (let tick = low; tick <= high + 1e-9; tick += step) {
+    svg.append(make("line", { class: "rule", x1: left, x2: width - 8, y1: y(tick), y2: y(tick) }));
+    svg.append(make("text", { x: left - 8, y: y(tick) + 4, "text-anchor": "end" }, String(tick)));
+  }
+  for (const epoch of new Set([0, Math.round(last / 2), last])) {
+    svg.append(make("text", { x: x(epoch), y: height - 5, "text-anchor": "middle" }, String(epoch)));
+  }
+  runs.forEach((run, index) => {
+        const line = run.curve.map(([epoch, value]) => `${x(epoch).toFixed(1)},${y(value).toFixed(1)}`).join(" ");
+    svg.append(make("polyline", { points: line, style: `stroke: ${shade(index)}` }, make("title", {}, `seed ${run.seed}`)));
+    for (const [epoch, value] of run.curve.length > 40 ? run.curve.slice(-1) : run.curve) {
+      const dot = make("circle", { cx: x(epoch), cy: y(value), r: 3, style: `fill: ${shade(index)}` });
+      dot.append(make("title", {}, `seed ${run.seed}, epoch ${epoch}: ${percent(value)}`));
+      svg.append(dot);
+    }
+  });
+  return svg;
+}
+
+function classes(cell, runs) {
+  const list = make("ol", { class: "classes" });
+  data.classes[runs[0].dataset].forEach(([name, colour], index) => {
+    const values = runs.map((run) => run.scores[cell.checkpoint].iou[index] ?? null).filter((value) => value !== null);
+    const mean = values.length ? values.reduce((a, b) => a + b) / values.length : null;
+    const bar = make("b", { "aria-hidden": "true" }, make("span", { style: `width: ${mean ?? 0}%` }));
+    list.append(make("li", {}, make("i", { style: `background: ${colour}` }), make("span", {}, name), bar, make("data", {}, percent(mean))));
+  });
+  return list;
+}
+
+function departures(settings) {
+  if (!settings.length) return make("p", { class: "muted" }, "None.");
+  return sheet(["setting", "here", "paper preset"], settings.map((row) => row.map(String)));
+}
+
+function command(text) {
+  const code = make("code", {}, text);
+  const button = make("button", { type: "button", class: "copy" }, "Copy");
+  button.addEventListener("click", async () => {
+    try {
+      await navigator.clipboard.writeText(text);
+      button.textContent = "Copied";
+    } catch { // not allowed: select it, to be copied by hand
+      getSelection().selectAllChildren(code);
+    }
+  });
+  return [make("pre", {}, code), button];
+}
