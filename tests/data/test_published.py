@@ -247,7 +247,10 @@ def test_exit_code_2_and_one_line(prepared: Path, tmp_path: Path) -> None:
     data = tmp_path / "data/demo"
     shutil.copytree(prepared, data / "pascal")
     suite = load_suite("demo", ROOT)
-    files, n = suite.published["u2pl"].lists["pascal_blender"]["1/16"], suite.protocols["pascal_blender"].fractions["1/16"]
+    files, n = (
+        suite.published["u2pl"].lists["pascal_blender"]["1/16"],
+        suite.protocols["pascal_blender"].fractions["1/16"],
+    )
     for path in (files.labelled, files.unlabelled):
         assert path is not None
         (data / "lists/u2pl" / path).parent.mkdir(parents=True, exist_ok=True)

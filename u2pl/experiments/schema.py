@@ -6,6 +6,7 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 Fraction = Annotated[str, Field(pattern=r"^(full|1/\d+)$")]
 Positive = Annotated[int, Field(gt=0)]
+Seconds = Annotated[float, Field(gt=0)]
 Probability = Annotated[float, Field(ge=0, le=1)]
 Sha256 = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
 ListPath = Annotated[str, Field(pattern=r"^\w[\w-]*(/\w[\w-]*)*\.txt$")]  # never leaves data/<scale>/lists
@@ -47,6 +48,11 @@ class Synthetic(Strict):
     size: tuple[Positive, Positive]  # height, width in pixels
 
 
+class DiskSpace(Strict):
+    archives: Annotated[int, Field(ge=0)] = 0  # MB, all of them
+    prepared: Annotated[int, Field(ge=0)] = 0  # MB, images and masks
+
+
 class Dataset(Strict):
     kind: Literal["pascal", "cityscapes"]
     classes: list[ClassLabel]
@@ -54,6 +60,7 @@ class Dataset(Strict):
     mean: tuple[float, float, float]  # RGB on 0 to 255
     std: tuple[float, float, float]
     archives: dict[str, Archive]
+    disk_mb: DiskSpace = DiskSpace()  # for `u2pl plan`, until there are files to measure
     counts: dict[str, int]  # images per list: train, train_aug (pascal), val
     evaluation: Evaluation
     synthetic: Synthetic | None = None
@@ -113,6 +120,18 @@ class Network(Strict):
     weights: dict[Literal["7x7", "deep"], str | None] = {}  # encoder weights file by stem; none: random initialisation
 
 
+class Estimate(Strict):
+    """What a run takes on one device, where nothing has been measured: guesses, for the job's request and `u2pl plan`.
+
+    A training of S steps and V validations is taken to need S * seconds a step + V * seconds a validation.
+    """
+
+    supervised_step: Seconds  # seconds: `batch` labelled images, forward and backward
+    semi_supervised_step: Seconds  # seconds: as many unlabelled ones too, and the teacher's forward passes
+    validation: Seconds  # seconds for the val list
+    weights_mb: Annotated[float, Field(gt=0)]  # of one network on disk; a run keeps two or four, its state more
+
+
 class Recipe(Strict):
     network: Network
     lr: Annotated[float, Field(gt=0)]
@@ -124,10 +143,11 @@ class Recipe(Strict):
     crop: Positive
     validate_every: Positive = 1  # epochs
     workers: Annotated[int, Field(ge=0)] = 0
+    # What a run asks the machine for; its minutes follow from `estimate`, see u2pl/experiments/plan.py.
     gpus: Annotated[int, Field(ge=0)] = 0
     threads: Positive = 1
     mem_mb: Positive = 4000
-    runtime: Positive = 60  # minutes
+    estimate: Estimate
 
 
 DEFAULT_FIDELITY = "paper"
@@ -296,8 +316,8 @@ class RunSpec(Strict):
 
     def science(self) -> dict[str, Any]:
         """What the numbers depend on: all but where archives come from and what the machine is asked for."""
-        machine = {"gpus": True, "threads": True, "mem_mb": True, "runtime": True, "workers": True}
-        dataset: dict[str, Any] = {"archives": True, "synthetic": True, "evaluation": {"batch": True}}
+        machine = {"gpus": True, "threads": True, "mem_mb": True, "estimate": True, "workers": True}
+        dataset: dict[str, Any] = {"archives": True, "disk_mb": True, "synthetic": True, "evaluation": {"batch": True}}
         exclude: dict[str, Any] = {"recipe": machine, "dataset": dataset}
         # The preset is a way to write settings, not one of them.
         return self.model_dump(mode="json", exclude=exclude | {"fidelity": True, "overrides": True})
@@ -335,6 +355,7 @@ class Suite(Strict):
     params: Scale
     datasets: dict[str, Dataset]
     protocols: dict[str, Protocol]
+    methods: dict[str, Method] = {}
     weights: dict[str, Archive]
     published: dict[str, PublishedSource] = {}  # split lists of other repositories
     tables: dict[str, Table]
