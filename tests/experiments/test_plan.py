@@ -140,6 +140,8 @@ def test_the_paper_time_limits_follow_the_steps():
     semi_supervised = 80 * (655 * 1.6 + 60)
     assert minutes(suite, runs["pascal_classic-92-u2pl-seed0"]) == 10 + 1.5 * semi_supervised / 60
     assert minutes(suite, runs["pascal_classic-92-u2pl-seed0"], 2) == 2 * (10 + 1.5 * semi_supervised / 60)
+    u2pl = runs["pascal_classic-92-u2pl-seed0"]
+    assert minutes(suite, u2pl, 3) == minutes(suite, u2pl, 9) == 3 * minutes(suite, u2pl)
     # 50000 vectors of the background and 30000 of each other class; the released reading keeps no bank
     bank = (50000 + 20 * 30000) * 256 * 4 / 1e6
     assert state_mb(suite, runs["pascal_classic-92-u2pl-seed0"]) == pytest.approx(5 * 258 + bank)

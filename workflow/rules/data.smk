@@ -65,6 +65,7 @@ rule fetch_weights:
     log:
         "logs/fetch_weights_{file}.log",
     retries: 3
+    localrule: True
     params:
         scale=suite.scale,
         source=lambda wildcards: suite.weights[wildcards.file].model_dump_json(),

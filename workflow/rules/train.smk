@@ -16,7 +16,7 @@ rule train:
     resources:
         gpu=lambda wildcards: spec(wildcards).recipe.gpus,
         # More with each attempt; a profile's set-resources has the last word.
-        mem_mb=lambda wildcards, attempt: attempt * spec(wildcards).recipe.mem_mb,
+        mem_mb=lambda wildcards, attempt: grown(attempt) * spec(wildcards).recipe.mem_mb,
         runtime=lambda wildcards, attempt: minutes(suite, spec(wildcards), attempt),
     params:
         scale=suite.scale,
