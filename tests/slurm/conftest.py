@@ -130,7 +130,10 @@ class Cluster:
 
     def _run(self, *command: str) -> None:
         with (self.folder / f"{command[0]}.out").open("ab") as log:
-            self.daemons[command[0]] = subprocess.Popen(command, stdout=log, stderr=log, stdin=subprocess.DEVNULL)
+            # A session of its own: Ctrl-C is for the tests, which stop the daemons in their order.
+            self.daemons[command[0]] = subprocess.Popen(
+                command, stdout=log, stderr=log, stdin=subprocess.DEVNULL, start_new_session=True
+            )
 
     def start_node(self) -> None:
         """Start slurmd, and wait until the node takes jobs."""

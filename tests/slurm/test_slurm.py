@@ -32,7 +32,7 @@ TABLE = {
     ],
 }
 SUPONLY, U2PL = (f"pascal_classic-4-{method}-seed0" for method in ("suponly", "u2pl"))
-EPOCHS = 12
+EPOCHS = 16
 
 
 def profile(folder: Path, **changes) -> None:
@@ -128,24 +128,6 @@ def epochs(folder: Path) -> list[int]:
     return [int(epoch) for epoch in re.findall(rf" epoch (\d+)/{EPOCHS}:", path.read_text())] if path.exists() else []
 
 
-def start_and_reach(cluster, folder: Path, epoch: int):
-    """Snakemake, and the id of the job whose training has finished that epoch and not all."""
-    process = snakemake(folder, f"results/demo/runs/{U2PL}/evaluation.json", wait=False)
-    reach(cluster, folder, epoch)
-    return process, cluster.jobs(f"rule_train_wildcards_{U2PL}")[-1]["JobId"]
-
-
-def reach(cluster, folder: Path, epoch: int) -> None:
-    cluster.wait_for(lambda: (epochs(folder) or [0])[-1] >= epoch, f"epoch {epoch}\n" + output(folder))
-
-
-def end(process, folder: Path) -> None:
-    try:
-        assert process.wait(400) == 0, output(folder)
-    finally:
-        process.kill()
-
-
 def test_from_fetch_to_latex(finished, cluster):
     assert "synthetic" in (finished / "results/demo/tables/small.tex").read_text()
     cells = pd.read_csv(finished / "results/demo/cells.csv")
@@ -158,35 +140,49 @@ def test_from_fetch_to_latex(finished, cluster):
     assert not cluster.jobs("rule_fetch") and (finished / "logs/demo/fetch_pascal_voc.log").exists()
 
 
-def test_preemption_and_time_limit(cluster, longer, undisturbed):
-    """Preempted, SLURM starts the same job again; out of time, Snakemake submits another one. Both go on."""
-    resources = yaml.safe_load((longer / "workflow/profiles/slurm/config.yaml").read_text())["set-resources"]
-    profile(longer, **{"set-resources": {"train": resources["train"] | {"runtime": "1 if attempt == 1 else 20"}}})
-    process, first = start_and_reach(cluster, longer, 2)
-    urgent = ["sbatch", "--parsable", "--partition=high", "--gpus=4", "--time=1", "--output=/dev/null", "--wrap=true"]
-    cluster.slurm(*urgent)
-    cluster.wait_for(lambda: cluster.jobs("rule_train")[-1]["Restarts"] == "1", "the preemption")
-    cluster.wait_for(lambda: epochs(longer) and epochs(longer)[0] > 2, "the training to go on")
-    # Held there, so that no machine is too fast for the limit of a minute; SLURM continues what it ends.
-    cluster.slurm("scancel", "--signal=STOP", first)
-    cluster.wait_for(lambda: cluster.jobs("rule_train")[-1]["JobId"] != first, "another job")
-    end(process, longer)
-    jobs = cluster.jobs("rule_train_wildcards_" + U2PL)
-    assert [(job["JobId"] == first, job["JobState"]) for job in jobs[-2:]] == [(True, "TIMEOUT"), (False, "COMPLETED")]
-    assert [job["TimeLimit"] for job in jobs[-2:]] == ["00:01:00", "00:20:00"]
-    assert epochs(longer)[0] > 3
-    assert weights(longer) == undisturbed
+def hold(cluster, folder: Path, before: int) -> list[int]:
+    """Stop the training in mid-step after one epoch more than `before`; returns the epochs that its log tells of.
+
+    So no machine is too fast for what happens next; SLURM wakes a process that it ends.
+    """
+    cluster.wait_for(lambda: epochs(folder)[-1:] > [before], f"an epoch after {before}\n{output(folder)}")
+    cluster.slurm("scancel", "--signal=STOP", cluster.jobs("rule_train_wildcards_" + U2PL)[-1]["JobId"])
+    return epochs(folder)
 
 
-def test_node_failure(cluster, longer, undisturbed):
-    process, job = start_and_reach(cluster, longer, 2)
+def test_preemption_node_failure_and_time_limit(cluster, longer, undisturbed):
+    """SLURM starts the same job again after the first two, Snakemake submits another one after the third."""
+    site = yaml.safe_load((longer / "workflow/profiles/slurm/config.yaml").read_text())
+    site["set-resources"]["train"]["runtime"] = "1 if attempt == 1 else 20"
+    profile(longer, **{"set-resources": site["set-resources"]})
+    process = snakemake(longer, f"results/demo/runs/{U2PL}/evaluation.json", wait=False)
+
+    def went_on(seen: list[int]) -> None:
+        cluster.wait_for(lambda: epochs(longer)[:1] > seen[:1], "the training to go on\n" + output(longer))
+        assert epochs(longer)[0] >= seen[-1]  # killed between the report of an epoch and its state, it comes again
+
+    seen = hold(cluster, longer, 1)
+    first = cluster.jobs("rule_train")[-1]["JobId"]
+    urgent = ["--partition=high", "--gpus=4", "--time=1", "--output=/dev/null", "--wrap=true"]
+    cluster.slurm("sbatch", *urgent)
+    went_on(seen)
+
+    seen = hold(cluster, longer, seen[-1])
     cluster.fail_node()
     cluster.wait_for(lambda: cluster.slurm("sinfo", "-h", "-p", "low", "-o", "%T").startswith("down"), "the node's end")
     cluster.start_node()
-    end(process, longer)
-    last = cluster.jobs("rule_train_wildcards_" + U2PL)[-1]
-    assert (last["JobId"], last["JobState"], last["Restarts"]) == (job, "COMPLETED", "1")
-    assert epochs(longer)[0] > 2
+    went_on(seen)
+
+    seen = hold(cluster, longer, seen[-1])
+    cluster.wait_for(lambda: cluster.jobs("rule_train")[-1]["JobId"] != first, "another job")
+    try:
+        assert process.wait(400) == 0, output(longer)
+    finally:
+        process.kill()
+    jobs = [job for job in cluster.jobs("rule_train_wildcards_" + U2PL) if int(job["JobId"]) >= int(first)]
+    states = [(job["JobState"], job["Restarts"], job["TimeLimit"]) for job in jobs]
+    assert states == [("TIMEOUT", "2", "00:01:00"), ("COMPLETED", "0", "00:20:00")]
+    assert epochs(longer)[0] >= seen[-1]
     assert weights(longer) == undisturbed
 
 
