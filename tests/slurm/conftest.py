@@ -96,7 +96,7 @@ class Cluster:
         jobs = [dict(re.findall(r"(\w+)=(\S*)", line)) for line in lines if line.startswith("JobId=")]
         return [job for job in jobs if job.get("Comment", "").startswith(comment)]
 
-    def wait_for(self, condition: Callable[[], object], what: str, seconds: float = 180) -> None:
+    def wait_for(self, condition: Callable[[], object], what: str, seconds: float = 400) -> None:
         """Ask every half second until `condition` holds; fails the test after `seconds`, which are no measure."""
         end = time.monotonic() + seconds
         while not condition():

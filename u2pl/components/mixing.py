@@ -5,9 +5,7 @@ import math
 import torch
 from torch import Tensor
 
-GROUP = (
-    4  # images that mix with each other: the share of one GPU in the released code, whatever the number of GPUs here
-)
+GROUP = 4  # images that mix with each other: the share of one GPU in the released code, whatever the number of GPUs here
 
 
 def cutmix_boxes(
