@@ -198,6 +198,7 @@ def cluster(tmp_path_factory):
     if reason := obstacle():
         pytest.skip(reason)
     install()
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # who is told to stop has daemons to stop
     cluster = Cluster(tmp_path_factory.mktemp("slurm"))
     try:
         cluster.start()
