@@ -413,6 +413,20 @@ def runs(scale: Scale = "demo") -> None:
 
 
 @app.command()
+def plan(
+    tables: Annotated[list[str] | None, typer.Argument(help="Only these tables.")] = None, scale: Scale = "demo"
+) -> None:
+    """What the tables of a scale take, before anything is submitted: trainings, hours, disk; and what is done."""
+    from rich.console import Console
+
+    from u2pl.experiments import plan as module
+
+    found = module.plan(load_suite(scale), tables or [], Path("data") / scale, Path("results") / scale)
+    for part in module.tables(found):
+        Console().print(part)
+
+
+@app.command()
 def schema(target: Path = Path("workflow/schemas")) -> None:
     """Export the JSON schemas of the Snakemake config and of the files in params/."""
     from u2pl.experiments import schema as models

@@ -11,7 +11,7 @@ from PIL import Image
 from u2pl.data.batches import SegmentationFolder, TrainBatches
 from u2pl.data.lists import read_ids
 from u2pl.errors import UserError
-from u2pl.experiments.schema import Dataset, MethodSettings, Network, Recipe
+from u2pl.experiments.schema import Dataset, Estimate, MethodSettings, Network, Recipe
 
 torch.set_num_threads(1)
 Make = Callable[..., Dataset]
@@ -19,6 +19,7 @@ Make = Callable[..., Dataset]
 
 def recipe(**changes: Any) -> Recipe:
     fields: dict[str, Any] = {"network": Network(encoder="resnet18"), "lr": 0.1, "weight_decay": 0.0, "epochs": 2}
+    fields["estimate"] = Estimate(supervised_step=1, semi_supervised_step=1, validation=1, weights_mb=1)
     return Recipe(**(fields | {"batch": 2, "crop": 33} | changes))
 
 

@@ -27,7 +27,7 @@ NETWORK = {"encoder": "resnet18", "width": 16, "channels": 32, "representation":
 SMALL = {
     "network": NETWORK | {"weights": {"7x7": None, "deep": None}},
     "lr": 0.01, "epochs": 2, "batch": 2, "crop": 129, "validate_every": 2,
-    "workers": 0, "gpus": 0, "threads": 1, "mem_mb": 4000, "runtime": 30,
+    "workers": 0, "gpus": 0, "threads": 1, "mem_mb": 4000,
 }  # fmt: skip
 
 

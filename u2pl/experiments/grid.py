@@ -78,6 +78,7 @@ def load_suite(scale: str, root: Path = Path()) -> Suite:
         params=params,
         datasets=datasets,
         protocols=protocols,
+        methods=methods,
         weights=typed(Archive, "weights", {}),
         published=typed(PublishedSource, "splits", params.splits),
         **_grid(folder, params, scale, datasets, protocols, recipes, methods, presets),

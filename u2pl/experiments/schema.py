@@ -9,6 +9,7 @@ from pydantic import BaseModel, ConfigDict, Field, field_serializer, model_valid
 
 Fraction = Annotated[str, Field(pattern=r"^(full|1/\d+)$")]
 Positive = Annotated[int, Field(gt=0)]
+Seconds = Annotated[float, Field(gt=0)]
 Probability = Annotated[float, Field(ge=0, le=1)]
 Sha256 = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
 ListPath = Annotated[str, Field(pattern=r"^\w[\w-]*(/\w[\w-]*)*\.txt$")]  # never leaves data/<scale>/lists
@@ -74,6 +75,11 @@ class Synthetic(Strict):
     cluttered: bool = False  # pascal: hard scenes, and noisy labels in the SBD part
 
 
+class DiskSpace(Strict):
+    archives: Annotated[int, Field(ge=0)] = 0  # MB, all of them
+    prepared: Annotated[int, Field(ge=0)] = 0  # MB, images and masks
+
+
 class Dataset(Strict):
     kind: Literal["pascal", "cityscapes"]
     classes: list[ClassLabel]
@@ -81,6 +87,7 @@ class Dataset(Strict):
     mean: tuple[float, float, float]  # RGB on 0 to 255
     std: tuple[float, float, float]
     archives: dict[str, Archive]
+    disk_mb: DiskSpace = DiskSpace()  # for `u2pl plan`, until there are files to measure
     counts: dict[str, int]  # images per list: train, train_aug (pascal), val
     evaluation: Evaluation
     synthetic: Synthetic | None = None
@@ -140,6 +147,18 @@ class Network(Strict):
     weights: dict[Literal["7x7", "deep"], str | None] = {}  # encoder weights file by stem; none: random initialisation
 
 
+class Estimate(Strict):
+    """What a run takes on one device, where nothing has been measured: guesses, for the job's request and `u2pl plan`.
+
+    A training of S steps and V validations is taken to need S * seconds a step + V * seconds a validation.
+    """
+
+    supervised_step: Seconds  # seconds: `batch` labelled images, forward and backward
+    semi_supervised_step: Seconds  # seconds: as many unlabelled ones too, and the teacher's forward passes
+    validation: Seconds  # seconds for the val list
+    weights_mb: Annotated[float, Field(gt=0)]  # of one network on disk; a run keeps two or four, its state more
+
+
 class Recipe(Strict):
     network: Network
     lr: Annotated[float, Field(gt=0)]
@@ -159,20 +178,20 @@ class Recipe(Strict):
     workers: Annotated[int, Field(ge=0)] = 0  # of all ranks together, like threads
     persistent_workers: bool = False  # keep them from epoch to epoch
     pinned_memory: bool = True  # where there is a GPU
-    save_every_minutes: Annotated[float, Field(ge=0)] = (
-        10.0  # what an interrupted run may lose; 0: save after each step
-    )
+    # what an interrupted run may lose; 0: save after each step
+    save_every_minutes: Annotated[float, Field(ge=0)] = 10.0
+    # What a run asks the machine for; its minutes follow from `estimate`, see u2pl/experiments/plan.py.
     gpus: Annotated[int, Field(ge=0)] = 0  # more than one: as many ranks, by torchrun
     threads: Positive = 1
     mem_mb: Positive = 4000
-    runtime: Positive = 60  # minutes
+    estimate: Estimate
 
 
 # Left out of what identifies a run while they have the reference's values.
 COMPUTATION = ("precision", "tf32", "channels_last", "fused_sgd")
 # Never part of it.
 MACHINE = (
-    "gpus", "threads", "mem_mb", "runtime", "workers", "persistent_workers", "pinned_memory", "save_every_minutes",
+    "gpus", "threads", "mem_mb", "estimate", "workers", "persistent_workers", "pinned_memory", "save_every_minutes",
 )  # fmt: skip
 
 
@@ -380,7 +399,7 @@ class RunSpec(Strict):
         """What the numbers depend on: all but where archives come from and what the machine is asked for."""
         reference = [name for name in COMPUTATION if getattr(self.recipe, name) == Recipe.model_fields[name].default]
         machine = {name: True for name in (*MACHINE, *reference)}
-        dataset: dict[str, Any] = {"archives": True, "synthetic": True, "evaluation": {"batch": True}}
+        dataset: dict[str, Any] = {"archives": True, "disk_mb": True, "synthetic": True, "evaluation": {"batch": True}}
         exclude: dict[str, Any] = {"recipe": machine, "dataset": dataset}
         # The preset is a way to write settings, not one of them.
         exclude |= {"fidelity": True, "overrides": True, "departures": True}
@@ -424,6 +443,7 @@ class Suite(Strict):
     params: Scale
     datasets: dict[str, Dataset]
     protocols: dict[str, Protocol]
+    methods: dict[str, Method] = {}
     weights: dict[str, Archive]
     published: dict[str, PublishedSource] = {}  # split lists of other repositories
     tables: dict[str, Table]

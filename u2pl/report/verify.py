@@ -27,7 +27,7 @@ from u2pl.data import splits
 from u2pl.data.fetch import manifest_of
 from u2pl.data.prepare import CHECKSUMS
 from u2pl.errors import UserError
-from u2pl.experiments.schema import Archive, RunSpec, Suite
+from u2pl.experiments.schema import Archive, Recipe, RunSpec, Suite
 from u2pl.files import read_json, sha256
 from u2pl.report.cells import only, write_cells, write_comparisons
 from u2pl.report.provenance import flat
@@ -178,7 +178,10 @@ def _read_record(path: Path, spec: RunSpec, data: Path) -> list[Hash]:
     """
     record = read_json(path)
     provenance, encoder = record["provenance"], record["provenance"]["encoder_weights"]
-    made = RunSpec.model_validate(record["spec"])
+    # What a run asks the machine for has changed its names; what is missing, today's defaults stand for.
+    recipe = {key: value for key, value in record["spec"]["recipe"].items() if key in Recipe.model_fields}
+    recipe = {"estimate": spec.recipe.estimate} | recipe
+    made = RunSpec.model_validate(record["spec"] | {"recipe": recipe})
     then, now = flat(made.science()), flat(spec.science())
     for key in sorted(then.keys() | now.keys()):
         if then.get(key) != now.get(key):

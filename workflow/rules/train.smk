@@ -27,8 +27,9 @@ rule train:
     threads: lambda wildcards: spec(wildcards).recipe.threads
     resources:
         gpu=lambda wildcards: spec(wildcards).recipe.gpus,
-        mem_mb=lambda wildcards: spec(wildcards).recipe.mem_mb,
-        runtime=lambda wildcards: spec(wildcards).recipe.runtime,
+        # More with each attempt; a profile's set-resources has the last word.
+        mem_mb=lambda wildcards, attempt: grown(attempt) * spec(wildcards).recipe.mem_mb,
+        runtime=lambda wildcards, attempt: minutes(suite, spec(wildcards), attempt),
     params:
         scale=suite.scale,
         device=config["device"],
