@@ -219,7 +219,7 @@ def test_a_state_made_by_another_code_or_world_is_refused(
 def test_what_the_machine_is_asked_for_may_change(
     interrupted: Callable[..., None], make_spec: Spec, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    interrupted(make_spec("suponly", workers=1, save_every_minutes=3, runtime=5, mem_mb=1))
+    interrupted(make_spec("suponly", workers=1, save_every_minutes=3, threads=1, mem_mb=1))
     assert "going on after 1 epochs and 2 steps" in capsys.readouterr().out
 
 
