@@ -16,8 +16,6 @@ import pandas as pd
 import pytest
 import yaml
 
-from u2pl.experiments.schema import Config, Recipe
-
 pytestmark = pytest.mark.slurm
 
 ROOT = Path(__file__).parents[2]
@@ -85,6 +83,7 @@ def finished(cluster, tmp_path_factory):
     shutil.rmtree(folder / "params/tables")
     (folder / "params/tables").mkdir()
     (folder / "params/tables/small.yaml").write_text(yaml.safe_dump(TABLE))
+    (folder / "params/figures.yaml").write_text("{}\n")
     scale = yaml.safe_load((folder / "params/scales/demo.yaml").read_text())
     (folder / "params/scales/demo.yaml").write_text(yaml.safe_dump(scale | {"tables": None}))
     profile(folder)
@@ -94,14 +93,12 @@ def finished(cluster, tmp_path_factory):
 
 @pytest.fixture
 def longer(finished, tmp_path):
-    """That checkout before the training of longer runs, whose state is kept from epoch to epoch."""
+    """That checkout before the training of longer runs, whose state is written after every step."""
     folder = tmp_path / "checkout"
     shutil.copytree(finished, folder, symlinks=True)
     for name in ("results", "logs"):
         shutil.rmtree(folder / name)
-    change_recipe(folder, epochs=EPOCHS, validate_every=1)
-    if "save_every_minutes" in Recipe.model_fields:  # MERGE: say so without the condition
-        change_recipe(folder, save_every_minutes=0)
+    change_recipe(folder, epochs=EPOCHS, validate_every=1, save_every_minutes=0)
     return folder
 
 
@@ -208,8 +205,6 @@ def test_ctrl_c_leaves_no_job(cluster, longer):
 
 
 def test_two_gpus_are_two_ranks(cluster, finished, tmp_path):
-    if "device" not in Config.model_fields:  # MERGE: delete these two lines
-        pytest.skip("ranks are not there yet")
     folder = tmp_path / "checkout"
     shutil.copytree(finished, folder, symlinks=True)
     shutil.rmtree(folder / "results")
