@@ -241,11 +241,11 @@ def test_a_mistake_in_params_is_named(change, named: str, tmp_path: Path) -> Non
     assert "\n" not in str(caught.value)
 
 
-def test_exit_code_2_and_one_line(prepared: Path, tmp_path: Path) -> None:
+def test_exit_code_2_and_one_line(pascal: Path, tmp_path: Path) -> None:
     """A list of images that are not in the prepared data, by the command line."""
     shutil.copytree(ROOT / "params", tmp_path / "params")
     data = tmp_path / "data/demo"
-    shutil.copytree(prepared, data / "pascal")
+    shutil.copytree(pascal, data / "pascal")
     suite = load_suite("demo", ROOT)
     files, n = (
         suite.published["u2pl"].lists["pascal_blender"]["1/16"],

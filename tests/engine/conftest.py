@@ -31,6 +31,9 @@ def draw(rng: np.random.Generator, height: int, width: int) -> tuple[np.ndarray,
     return image, mask
 
 
+ESTIMATE = {"supervised_step": 1, "semi_supervised_step": 1, "validation": 1, "weights_mb": 1}
+
+
 @pytest.fixture(scope="session")
 def prepared(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("prepared")
@@ -93,7 +96,7 @@ def make_spec() -> Callable[..., RunSpec]:
             seed=seed,
             dataset_name="toy",
             dataset=Dataset.model_validate(dataset),
-            recipe=Recipe.model_validate({"network": network, **values}),
+            recipe=Recipe.model_validate({"network": network, "estimate": ESTIMATE, **values}),
             settings=MethodSettings(**(small | (settings or {}))),
         )
 
