@@ -25,6 +25,7 @@ def root(tmp_path):
     """A checkout of the demo's params with two tables that share a training."""
     shutil.copytree(ROOT / "params", tmp_path / "params")
     shutil.rmtree(tmp_path / "params/tables")
+    (tmp_path / "params/figures.yaml").write_text("{}\n")
     for name, methods in (("a", ["suponly", "u2pl"]), ("b", ["u2pl", "mean_teacher"])):
         rows = [{"title": method, "method": method, "paper": [None]} for method in methods]
         path = tmp_path / "params/tables" / f"{name}.yaml"

@@ -81,6 +81,7 @@ def finished(tmp_path_factory):
     rows = [{"title": name, "method": name, "paper": [None, None]} for name in ("suponly", "u2pl")]
     table = {"caption": "A few real images.", "columns": columns, "rows": rows}
     (folder / "params/tables/real.yaml").write_text(yaml.safe_dump(table))
+    (folder / "params/figures.yaml").write_text("{}\n")
     done = subprocess.run(
         [SNAKEMAKE, "--cores", "2", "--config", "scale=real"], cwd=folder, capture_output=True, text=True, timeout=900
     )
