@@ -16,6 +16,8 @@ from u2pl.errors import UserError
 
 USER_ERROR = 2
 SHUTDOWN_S = 40  # between the signal to stop and SIGKILL: for a step and for writing a state
+# What a rank meets, in the words of gloo and NCCL, when the process at the other end has failed before it.
+LOST_PEER = ("Connection reset by peer", "Connection closed by peer", "remote process exited")
 GRACE_S = 15  # seconds within which ranks fail together; whom torchrun kills, it kills later
 
 
@@ -44,10 +46,11 @@ def _cause(failures: list[ProcessFailure]) -> ProcessFailure:
     """The failure that the others follow from: ranks that lose a peer fail too, and torchrun kills those that wait."""
     first = min(failure.timestamp for failure in failures)
 
-    def order(failure: ProcessFailure) -> tuple[bool, bool, int]:
+    def order(failure: ProcessFailure) -> tuple[bool, bool, bool, int]:
         soon = failure.timestamp - first < GRACE_S
         died = failure.exitcode < 0 and failure.exitcode != -signal.SIGTERM and soon
-        return failure.exitcode != USER_ERROR, not died, failure.timestamp
+        lost_peer = any(words in str(failure.message) for words in LOST_PEER)
+        return failure.exitcode != USER_ERROR, not died, lost_peer, failure.timestamp  # timestamp: whole seconds
 
     return min(failures, key=order)
 
