@@ -75,15 +75,15 @@ def steps() -> tuple[Callable[[], Tensor], Callable[[], Tensor]]:
     settings: dict[str, Any] = {"n_anchors": ANCHORS, "n_negatives": NEGATIVES, "tau": TAU, "generator": generator}
 
     def suite() -> Tensor:
-        student.grad = None
         loss = contrast.contrastive_loss(student, *rest, bank, **settings)
         loss.backward()
+        student.grad = None  # at the end: its memory belongs to the step
         return loss.detach()
 
     def straight_line() -> Tensor:
-        student.grad = None
         loss = plain(student, *rest)
         loss.backward()
+        student.grad = None  # at the end: its memory belongs to the step
         return loss.detach()
 
     for _ in range(12):  # fill both banks: most of a training runs with full ones
