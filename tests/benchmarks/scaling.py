@@ -110,6 +110,8 @@ def main() -> None:
         axis.loglog(counts, times, "o-", color="#0072b2")
         axis.loglog(counts, [times[0] * n / counts[0] for n in counts], "--", color="#888888")
         axis.set(title=title, xlabel=unit)
+        axis.set_xticks(counts, [f"{n:,}" for n in counts], rotation=30)
+        axis.set_xticks([], minor=True)
         axis.grid(alpha=0.3)
     axes[0].set_ylabel("ms a call (dashed: proportional)")
     with atomic_path(target) as temporary:

@@ -145,7 +145,7 @@ def test_entropy_partition(compare_time: Any) -> None:
     # Rounding moves the few pixels at the very threshold.
     assert (suite().numpy() != straight_line()).mean() < 1e-4
     assert (straight_line() == IGNORE).mean() == pytest.approx(0.2, abs=1e-3)
-    compare_time(suite, straight_line)
+    compare_time(suite, straight_line, rounds=21)
 
 
 @pytest.mark.benchmark(group="mixing")
@@ -169,4 +169,4 @@ def test_mixing(compare_time: Any) -> None:
 
     for ours, plain in zip(suite(), straight_line(), strict=True):
         assert torch.equal(ours, plain)
-    compare_time(suite, straight_line, rounds=15)
+    compare_time(suite, straight_line, rounds=75)

@@ -37,7 +37,7 @@ def test_planning(compare_time: Any, tmp_path: Path) -> None:
     for name in ("table2", "table5"):
         rows = [row for row in read[name]["rows"] if "method" in row]
         assert parts[name].trainings == len(rows) * len(read[name]["columns"]) * len(read["paper"]["seeds"])
-    compare_time(suite, straight_line, rounds=5)
+    compare_time(suite, straight_line, rounds=21)
 
 
 @pytest.mark.benchmark(group="suite")
