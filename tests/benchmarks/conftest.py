@@ -3,7 +3,6 @@
 `make bench` compares; `make bench-baseline`, the same with --renew, stores what it measures.
 """
 
-import statistics
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -46,14 +45,14 @@ def one_thread() -> Iterator[None]:
 
 
 def ratio(new: Callable[[], Any], plain: Callable[[], Any], rounds: int) -> float:
-    """Median time of `new` over that of `plain`; taking turns exposes both to the same load of the machine."""
+    """Shortest time of `new` over that of `plain`: load only adds to a time, and taking turns shares it fairly."""
     times: tuple[list[float], list[float]] = ([], [])
     for _ in range(rounds):
         for function, seconds in zip((new, plain), times, strict=True):
             begin = time.perf_counter()
             function()
             seconds.append(time.perf_counter() - begin)
-    return statistics.median(times[0]) / statistics.median(times[1])
+    return min(times[0]) / min(times[1])
 
 
 def peak_bytes(function: Callable[[], Any]) -> int:
