@@ -96,12 +96,19 @@ class Cluster:
         jobs = [dict(re.findall(r"(\w+)=(\S*)", line)) for line in lines if line.startswith("JobId=")]
         return [job for job in jobs if job.get("Comment", "").startswith(comment)]
 
-    def wait_for(self, condition: Callable[[], object], what: str, seconds: float = 400) -> None:
-        """Ask every half second until `condition` holds; fails the test after `seconds`, which are no measure."""
+    def wait_for(
+        self, condition: Callable[[], object], what: str, evidence: Callable[[], str] = str, seconds: float = 400
+    ) -> None:
+        """Ask every half second until `condition` holds.
+
+        After `seconds`, which are no measure, the test fails with the jobs that SLURM knows and with `evidence()`.
+        """
         end = time.monotonic() + seconds
         while not condition():
-            queue = subprocess.run(["squeue", "-o", "%i %P %T %r %k"], capture_output=True, text=True).stdout
-            assert time.monotonic() < end, f"still waiting for {what}\n{queue}"
+            if time.monotonic() > end:
+                every = ["squeue", "--states=all", "-o", "%i %P %T %r %k"]
+                jobs = subprocess.run(every, capture_output=True, text=True).stdout
+                pytest.fail(f"still waiting for {what}\n{jobs}\n{evidence()}")
             time.sleep(0.5)
 
     def start(self) -> None:
@@ -124,7 +131,7 @@ class Cluster:
         key.chmod(0o400)
         names = {"socket": "socket", "pid-file": "pid", "log-file": "log", "seed-file": "seed", "key-file": "key"}
         self._run("munged", "--foreground", "--force", *(f"--{k}={self.folder}/munge.{v}" for k, v in names.items()))
-        self.wait_for((self.folder / "munge.socket").exists, "munged", 30)
+        self.wait_for((self.folder / "munge.socket").exists, "munged", seconds=30)
         self._run("slurmctld", "-D")
         self.start_node()
 
@@ -139,7 +146,9 @@ class Cluster:
         """Start slurmd, and wait until the node takes jobs."""
         self._run("slurmd", "-D")
         state = ["sinfo", "-h", "-p", "low", "-o", "%T"]
-        self.wait_for(lambda: subprocess.run(state, capture_output=True).stdout.strip() == b"idle", "the node", 60)
+        self.wait_for(
+            lambda: subprocess.run(state, capture_output=True).stdout.strip() == b"idle", "the node", seconds=60
+        )
 
     def fail_node(self) -> None:
         """The node dies: slurmd and all that it started, at once."""
@@ -212,4 +221,4 @@ def an_empty_queue(cluster):
     """A test begins with an idle cluster, and what a failed one left behind is cancelled."""
     yield
     subprocess.run(["scancel", "--user=root"], capture_output=True, timeout=60)
-    cluster.wait_for(lambda: not cluster.slurm("squeue", "-h"), "an empty queue", 60)
+    cluster.wait_for(lambda: not cluster.slurm("squeue", "-h"), "an empty queue", seconds=60)

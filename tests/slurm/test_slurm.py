@@ -20,15 +20,6 @@ pytestmark = pytest.mark.slurm
 
 ROOT = Path(__file__).parents[2]
 SNAKEMAKE = str(Path(sys.executable).parent / "snakemake")
-TABLE = {
-    "caption": "A small table.",
-    "columns": [{"protocol": "pascal_classic", "fraction": "1/8"}],
-    "rows": [
-        {"title": "SupOnly", "method": "suponly", "paper": [54.92]},
-        {"title": "PseudoSeg", "paper": [65.5]},
-        {"title": "U2PL", "method": "u2pl", "paper": [69.15]},
-    ],
-}
 SUPONLY, U2PL = (f"pascal_classic-4-{method}-seed0" for method in ("suponly", "u2pl"))
 EPOCHS = 16
 
@@ -73,19 +64,9 @@ def output(folder: Path) -> str:
 
 
 @pytest.fixture(scope="module")
-def finished(cluster, tmp_path_factory):
+def finished(cluster, tmp_path_factory, small_checkout):
     """A checkout whose only table has been made on the cluster."""
-    folder = tmp_path_factory.mktemp("checkout")
-    for name in ("params", "workflow"):
-        shutil.copytree(ROOT / name, folder / name)
-    for name in ("Snakefile", "slurm"):
-        shutil.copy(ROOT / name, folder / name, follow_symlinks=False)
-    shutil.rmtree(folder / "params/tables")
-    (folder / "params/tables").mkdir()
-    (folder / "params/tables/small.yaml").write_text(yaml.safe_dump(TABLE))
-    (folder / "params/figures.yaml").write_text("{}\n")
-    scale = yaml.safe_load((folder / "params/scales/demo.yaml").read_text())
-    (folder / "params/scales/demo.yaml").write_text(yaml.safe_dump(scale | {"tables": None}))
+    folder = small_checkout(tmp_path_factory.mktemp("checkout"))
     profile(folder)
     snakemake(folder)
     return folder
@@ -125,10 +106,15 @@ def weights(folder: Path) -> bytes:
     return (folder / "results/demo/runs" / U2PL / "weights.pt").read_bytes()
 
 
-def epochs(folder: Path) -> list[int]:
-    """The epochs that the present log tells of; a job that goes on begins a new log."""
+def log(folder: Path) -> str:
+    """What the training has told since it last started or went on: a job that goes on begins a new log."""
     path = folder / "logs/demo/train" / f"{U2PL}.log"
-    return [int(epoch) for epoch in re.findall(rf" epoch (\d+)/{EPOCHS}:", path.read_text())] if path.exists() else []
+    return path.read_text() if path.exists() else ""
+
+
+def epochs(text: str) -> list[int]:
+    """The epochs that a log tells of."""
+    return [int(epoch) for epoch in re.findall(rf" epoch (\d+)/{EPOCHS}:", text)]
 
 
 def test_from_fetch_to_latex(finished, cluster):
@@ -143,14 +129,14 @@ def test_from_fetch_to_latex(finished, cluster):
     assert not cluster.jobs("rule_fetch") and (finished / "logs/demo/fetch_pascal_voc.log").exists()
 
 
-def hold(cluster, folder: Path, before: int) -> list[int]:
-    """Stop the training in mid-step after one epoch more than `before`; returns the epochs that its log tells of.
+def hold(cluster, folder: Path, before: int) -> str:
+    """Stop the training in mid-step after one epoch more than `before`; returns its log.
 
     So no machine is too fast for what happens next; SLURM wakes a process that it ends.
     """
-    cluster.wait_for(lambda: epochs(folder)[-1:] > [before], f"an epoch after {before}\n{output(folder)}")
+    cluster.wait_for(lambda: epochs(log(folder))[-1:] > [before], f"an epoch after {before}", lambda: output(folder))
     cluster.slurm("scancel", "--signal=STOP", cluster.jobs("rule_train_wildcards_" + U2PL)[-1]["JobId"])
-    return epochs(folder)
+    return log(folder)
 
 
 def test_preemption_node_failure_and_time_limit(cluster, longer, undisturbed):
@@ -160,23 +146,33 @@ def test_preemption_node_failure_and_time_limit(cluster, longer, undisturbed):
     profile(longer, **{"set-resources": site["set-resources"]})
     process = snakemake(longer, f"results/demo/runs/{U2PL}/evaluation.json", wait=False)
 
-    def went_on(seen: list[int]) -> None:
-        cluster.wait_for(lambda: epochs(longer)[:1] > seen[:1], "the training to go on\n" + output(longer))
-        assert epochs(longer)[0] >= seen[-1]  # killed between the report of an epoch and its state, it comes again
+    def went_on(held: str) -> int:
+        """The last epoch of the log `held`, once another log tells of one."""
+        text = ""
 
-    seen = hold(cluster, longer, 1)
+        def told() -> bool:
+            nonlocal text
+            text = log(longer)
+            return not text.startswith(held) and bool(epochs(text))
+
+        cluster.wait_for(told, "the training to go on", lambda: output(longer))
+        seen = epochs(held)[-1]
+        assert epochs(text)[0] >= seen  # killed between the report of an epoch and its state, it comes again
+        return seen
+
+    held = hold(cluster, longer, 1)
     first = cluster.jobs("rule_train")[-1]["JobId"]
     urgent = ["--partition=high", "--gpus=4", "--time=1", "--output=/dev/null", "--wrap=true"]
     cluster.slurm("sbatch", *urgent)
-    went_on(seen)
+    seen = went_on(held)
 
-    seen = hold(cluster, longer, seen[-1])
+    held = hold(cluster, longer, seen)
     cluster.fail_node()
     cluster.wait_for(lambda: cluster.slurm("sinfo", "-h", "-p", "low", "-o", "%T").startswith("down"), "the node's end")
     cluster.start_node()
-    went_on(seen)
+    seen = went_on(held)
 
-    seen = hold(cluster, longer, seen[-1])
+    held = hold(cluster, longer, seen)
     # Only now, since a slow machine may need more than a minute to get here.
     cluster.slurm("scontrol", "update", f"JobId={first}", "TimeLimit=1")
     cluster.wait_for(lambda: cluster.jobs("rule_train")[-1]["JobId"] != first, "another job")
@@ -187,7 +183,7 @@ def test_preemption_node_failure_and_time_limit(cluster, longer, undisturbed):
     jobs = [job for job in cluster.jobs("rule_train_wildcards_" + U2PL) if int(job["JobId"]) >= int(first)]
     states = [(job["JobState"], job["Restarts"], job["TimeLimit"]) for job in jobs]
     assert states == [("TIMEOUT", "2", "00:01:00"), ("COMPLETED", "0", "00:40:00")]
-    assert epochs(longer)[0] >= seen[-1]
+    assert epochs(log(longer))[0] >= epochs(held)[-1]
     assert weights(longer) == undisturbed
 
 
@@ -200,7 +196,7 @@ def test_ctrl_c_leaves_no_job(cluster, longer):
     cluster.wait_for(lambda: set(cluster.slurm(*states).split()) == {"RUNNING", "PENDING"}, "both jobs")
     process.send_signal(signal.SIGINT)
     assert process.wait(120) != 0
-    cluster.wait_for(lambda: not cluster.slurm("squeue", "-h"), "an empty queue", 60)
+    cluster.wait_for(lambda: not cluster.slurm("squeue", "-h"), "an empty queue", seconds=60)
     assert not (longer / "results/demo/runs" / U2PL / "run.json").exists()
 
 

@@ -16,15 +16,6 @@ import yaml
 ROOT = Path(__file__).parents[2]
 BIN = Path(sys.executable).parent
 RUNS = ["pascal_classic-4-suponly-seed0", "pascal_classic-4-u2pl-r_low=2-seed0"]
-TABLE = {
-    "caption": "A small table.",
-    "columns": [{"protocol": "pascal_classic", "fraction": "1/8"}],
-    "rows": [
-        {"title": "SupOnly", "method": "suponly", "paper": [54.92]},
-        {"title": "PseudoSeg", "paper": [65.5]},
-        {"title": "U2PL", "method": "u2pl", "overrides": {"r_low": 2}, "paper": [69.15]},
-    ],
-}
 STAGES = [
     "fetch@pascal",
     "fetch@cityscapes",
@@ -85,20 +76,12 @@ def damaged(folder):
 
 
 @pytest.fixture(scope="module")
-def home(tmp_path_factory):
+def home(tmp_path_factory, small_checkout):
     """A repository whose only table DVC has made from nothing, pushed to a folder."""
-    folder = tmp_path_factory.mktemp("dvc") / "home"
-    folder.mkdir()
-    for name in ("params", "workflow", ".dvc"):
-        shutil.copytree(ROOT / name, folder / name, ignore=shutil.ignore_patterns("cache", "tmp", "config.local"))
-    for name in ("Snakefile", "demo", "dvc.yaml", "params.yaml", ".dvcignore", ".gitignore", "Makefile"):
-        shutil.copy(ROOT / name, folder / name, follow_symlinks=False)
-    shutil.rmtree(folder / "params/tables")
-    (folder / "params/tables").mkdir()
-    (folder / "params/tables/small.yaml").write_text(yaml.safe_dump(TABLE))
-    (folder / "params/figures.yaml").write_text("{}\n")
-    scale = yaml.safe_load((folder / "params/scales/demo.yaml").read_text())
-    (folder / "params/scales/demo.yaml").write_text(yaml.safe_dump(scale | {"tables": None}))
+    folder = small_checkout(tmp_path_factory.mktemp("dvc") / "home", overrides={"r_low": 2})
+    shutil.copytree(ROOT / ".dvc", folder / ".dvc", ignore=shutil.ignore_patterns("cache", "tmp", "config.local"))
+    for name in ("dvc.yaml", "params.yaml", ".dvcignore", ".gitignore", "Makefile"):
+        shutil.copy(ROOT / name, folder / name)
     ok(folder, "git", "init", "--quiet", "--initial-branch=main")
     ok(folder, "git", "add", "--all")
     ok(folder, "git", "commit", "--quiet", "--message", "a fresh clone")

@@ -17,15 +17,6 @@ import yaml
 
 ROOT = Path(__file__).parents[2]
 SNAKEMAKE = str(Path(sys.executable).parent / "snakemake")
-TABLE = {
-    "caption": "A small table.",
-    "columns": [{"protocol": "pascal_classic", "fraction": "1/8"}],
-    "rows": [
-        {"title": "SupOnly", "method": "suponly", "paper": [54.92]},
-        {"title": "PseudoSeg", "paper": [65.5]},
-        {"title": "U2PL", "method": "u2pl", "paper": [69.15]},
-    ],
-}
 CELL = {"table": "small", "protocol": "pascal_classic", "fraction": "1/8"}
 FIGURES = {
     "fig1": {"kind": "classes", "caption": "Classes.", "cells": {"U2PL": CELL | {"row": "U2PL"}}},
@@ -46,19 +37,9 @@ def trained(done):
 
 
 @pytest.fixture(scope="module")
-def finished(tmp_path_factory):
+def finished(tmp_path_factory, small_checkout):
     """A checkout whose only table has been made."""
-    folder = tmp_path_factory.mktemp("checkout")
-    for name in ("params", "workflow"):
-        shutil.copytree(ROOT / name, folder / name)
-    for name in ("Snakefile", "demo"):
-        shutil.copy(ROOT / name, folder / name, follow_symlinks=False)
-    shutil.rmtree(folder / "params/tables")
-    (folder / "params/tables").mkdir()
-    (folder / "params/tables/small.yaml").write_text(yaml.safe_dump(TABLE))
-    (folder / "params/figures.yaml").write_text(yaml.safe_dump(FIGURES))
-    scale = yaml.safe_load((folder / "params/scales/demo.yaml").read_text())
-    (folder / "params/scales/demo.yaml").write_text(yaml.safe_dump(scale | {"tables": None}))
+    folder = small_checkout(tmp_path_factory.mktemp("checkout"), FIGURES)
     done = snakemake(folder, "--profile", "demo")
     logs = "\n".join(path.read_text() for path in folder.glob("logs/demo/**/*.log"))
     assert done.returncode == 0, done.stdout + done.stderr + logs
