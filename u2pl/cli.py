@@ -7,21 +7,18 @@ from typing import Annotated
 
 import typer
 
+from u2pl.cli_data import Scale, data, restored, splits
 from u2pl.errors import UserError
-from u2pl.experiments import RunSpec, Suite, figure_cells, load_suite, published_list
+from u2pl.experiments import RunSpec, Suite, load_suite
 from u2pl.experiments.params import nearest
 from u2pl.files import write_json
 
 # Heavy imports stand inside the verbs: listing runs must not wait for torch.
 
 app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False, help=__doc__)
-data = typer.Typer(no_args_is_help=True, help="Archives, prepared images and masks, split lists.")
 app.add_typer(data, name="data")
-splits = typer.Typer(no_args_is_help=True, help="What the split lists hold.")
 app.add_typer(splits, name="splits")
 
-Scale = Annotated[str, typer.Option(help="A file of params/scales, without its ending.")]
-Source = Annotated[str, typer.Option(help="drawn, or a key of params/splits.yaml.")]
 Device = Annotated[str, typer.Option(help="auto, cpu or cuda.")]
 
 
@@ -31,151 +28,10 @@ def _find(suite: Suite, run: str) -> RunSpec:
     return suite.runs[run]
 
 
-def _dataset(suite: Suite, name: str) -> str:
-    if name not in suite.datasets:
-        raise UserError(
-            f"data set {name!r}", "no such key in params/datasets.yaml", nearest(name, list(suite.datasets))
-        )
-    return name
-
-
-def _protocol(suite: Suite, name: str) -> str:
-    if name not in suite.protocols:
-        raise UserError(f"protocol {name!r}", "no such protocol", nearest(name, list(suite.protocols)))
-    return name
-
-
-def _source(suite: Suite, name: str) -> str:
-    if name not in suite.published:
-        raise UserError(f"source {name!r}", "no such key in params/splits.yaml", nearest(name, list(suite.published)))
-    return name
-
-
 def _folders(spec: RunSpec) -> tuple[Path, Path, Path]:
     """Where a run's prepared data, split lists and results stand."""
     root = Path("data") / spec.scale
     return root / spec.dataset_name, root / "splits" / spec.split, Path("results") / spec.scale / "runs" / spec.id
-
-
-def _restored(suite: Suite, dataset: str, workers: int = 1) -> None:
-    """Make sure that the prepared files of a data set are here: `dvc pull` brings nothing but their manifest."""
-    from u2pl.data.prepare import restore
-
-    root = Path("data") / suite.scale
-    restore(suite.datasets[dataset], root / "archives", root / dataset, workers)
-
-
-@data.command()
-def synthesize(dataset: str, scale: Scale = "demo") -> None:
-    """Draw archives with upstream's names and layouts, as the scale's `synthetic` says."""
-    from u2pl.data.synthesize import synthesize as run
-
-    suite = load_suite(scale)
-    drawn = suite.datasets[_dataset(suite, dataset)].synthetic
-    if drawn is None:
-        raise UserError(f"params/scales/{scale}.yaml: datasets.{dataset}.synthetic", "nothing", "seed, counts and size")
-    target = Path("data") / scale / "upstream"
-    run(suite.datasets[dataset].kind, target, **drawn.model_dump())
-
-
-@data.command()
-def fetch(dataset: str, archive: str, scale: Scale = "demo") -> None:
-    """Fetch one archive of a data set and verify its checksum; `weights` is the data set of encoder weights."""
-    from u2pl.data.fetch import fetch as run
-
-    suite = load_suite(scale)
-    known = suite.weights if dataset == "weights" else suite.datasets[_dataset(suite, dataset)].archives
-    if archive not in known:
-        raise UserError(f"archive {archive!r}", f"no such archive of {dataset}", nearest(archive, list(known)))
-    folder = Path("weights") if dataset == "weights" else Path("data") / scale / "archives"
-    run(known[archive], folder / known[archive].file)
-
-
-@data.command()
-def prepare(dataset: str, scale: Scale = "demo", workers: int = 1) -> None:
-    """Archives -> images, masks of train ids, and lists, under data/<scale>/<dataset>."""
-    from u2pl.data.prepare import prepare as run
-
-    suite = load_suite(scale)
-    root = Path("data") / scale
-    run(suite.datasets[_dataset(suite, dataset)], root / "archives", root / dataset, workers)
-
-
-@data.command()
-def synthesize_lists(source: str, protocol: str, scale: Scale = "demo") -> None:
-    """Draw a mirror of the split lists that a source publishes for a protocol, of synthetic prepared data."""
-    from u2pl.data.mirror import mirror
-
-    suite = load_suite(scale)
-    params, published = suite.protocols[_protocol(suite, protocol)], suite.published[_source(suite, source)]
-    dataset = suite.datasets[params.dataset]
-    if dataset.synthetic is None:
-        raise UserError(f"params/scales/{scale}.yaml: datasets.{params.dataset}.synthetic", "nothing", "synthetic data")
-    root = Path("data") / scale
-    _restored(suite, params.dataset)
-    lists, target = published.lists.get(protocol, {}), root / "upstream/lists" / source
-    mirror(source, protocol, lists, params, dataset.kind, prepared=root / params.dataset, target=target)
-
-
-@data.command()
-def fetch_list(source: str, path: str, scale: Scale = "demo") -> None:
-    """Fetch one published split list, by its path in the source's repository, and verify its checksum."""
-    from u2pl.data.fetch import fetch as run
-    from u2pl.data.published import archive
-
-    suite = load_suite(scale)
-    published = suite.published[_source(suite, source)]
-    known = [file for name in published.lists for file in published.paths(name)]
-    if path not in known:
-        raise UserError(f"list {path!r}", f"no such list of {source}", nearest(path, known))
-    run(archive(published, path), Path("data") / scale / "lists" / source / path)
-
-
-@data.command()
-def split(protocol: str, labelled: int, source: Source = "drawn", scale: Scale = "demo") -> None:
-    """Draw the labelled and unlabelled lists of a protocol, or take those that a source published."""
-    from u2pl.data.published import install
-    from u2pl.data.splits import draw
-
-    suite = load_suite(scale)
-    params = suite.protocols[_protocol(suite, protocol)]
-    if labelled not in params.fractions.values():
-        raise UserError(f"{protocol}: {labelled} labelled images", "no such fraction", params.fractions)
-    root = Path("data") / scale
-    _restored(suite, params.dataset)
-    prepared, target = root / params.dataset, root / "splits" / protocol / source / str(labelled)
-    files = published_list(suite, source, protocol, labelled)
-    if files is None:
-        draw(params, labelled, prepared, target, params.seed)
-    else:
-        folder, published = root / "lists" / source, suite.published[source]
-        install(source, published, files, params, labelled, folder=folder, prepared=prepared, target=target)
-
-
-@splits.command()
-def audit(
-    scale: Scale = "demo",
-    protocol: Annotated[str | None, typer.Option(help="Only this protocol.")] = None,
-    source: Annotated[list[str] | None, typer.Option(help="Only this source; may be repeated.")] = None,
-    csv: Annotated[Path | None, typer.Option(help="Also write the numbers to this CSV file.")] = None,
-    classes: Annotated[bool, typer.Option(help="Read the labelled masks for class frequencies.")] = True,
-) -> None:
-    """Sizes, overlaps, share of finely annotated images and class frequencies of the splits that have been made."""
-    from rich.console import Console
-
-    from u2pl.data.audit import audit_splits, tables, write_csv
-
-    suite = load_suite(scale)
-    if protocol is not None:
-        _protocol(suite, protocol)
-    for name in source or []:
-        if name != "drawn":
-            _source(suite, name)
-    audits = audit_splits(Path("data") / scale, protocol, source, classes=classes)
-    if csv is not None:
-        write_csv(csv, audits)
-    for part in tables(audits):
-        Console().print(part)
 
 
 @app.command()
@@ -197,7 +53,7 @@ def train(
     spec = _find(suite, run)
     prepared, lists, out = _folders(spec)
     if not is_rank():
-        _restored(suite, spec.dataset_name, spec.recipe.threads)
+        restored(suite, spec.dataset_name, spec.recipe.threads)
     state = Path("results") / scale / "state" / run
     if restart:
         (state / "state.pt").unlink(missing_ok=True)
@@ -226,7 +82,7 @@ def evaluate(runs: list[str], scale: Scale = "demo", device: Device = "auto") ->
     suite = load_suite(scale)
     for spec in [_find(suite, run) for run in runs]:
         prepared, lists, out = _folders(spec)
-        _restored(suite, spec.dataset_name, spec.recipe.threads)
+        restored(suite, spec.dataset_name, spec.recipe.threads)
         evaluate_run(spec, prepared=prepared, split=lists, run_dir=out, device=device)
 
 
@@ -271,52 +127,10 @@ def table(name: str, scale: Scale = "demo") -> None:
 @app.command()
 def figure(name: str, scale: Scale = "demo", device: Device = "auto") -> None:
     """Draw one figure of finished runs as PDF and PNG."""
-    from u2pl.report import figures
-    from u2pl.report.history import read_curves
+    from u2pl.report.draw import draw
 
-    suite = load_suite(scale)
-    if name not in suite.figures:
-        raise UserError(f"figure {name!r}", f"no such figure at scale {scale!r}", nearest(name, list(suite.figures)))
-    params, results = suite.figures[name], Path("results") / scale
-    stem = results / "figures" / name
-    if params.table is None:
-        _draw_predicted(suite, name, stem, device)
-    elif params.kind == "curves":
-        figures.draw_curves(stem, suite.tables[params.table], read_curves(suite, results, params.table))
-    else:
-        cells_csv = results / "cells" / f"{params.table}.csv"
-        figures.draw_comparison(stem, cells_csv, params.table, suite.tables[params.table])
-
-
-def _draw_predicted(suite: Suite, name: str, stem: Path, device: str) -> None:
-    """Draw a figure that needs the networks: those of each cell's first seed."""
-    from u2pl.data.lists import read_ids
-    from u2pl.engine import predict
-    from u2pl.report import figures
-
-    params, cells = suite.figures[name], figure_cells(suite, name)
-    specs = {title: suite.runs[cell.runs[0]] for title, cell in cells.items()}
-    spec = next(iter(specs.values()))
-    prepared, lists, out = _folders(spec)
-    classes = spec.dataset.classes
-    if params.kind == "predictions":
-        chosen = predict.richest(prepared, read_ids(lists / "val.txt"), spec.dataset, params.images)
-        seen = {
-            title: predict.predict(run, prepared, chosen, _folders(run)[2], cells[title].checkpoint, device)
-            for title, run in specs.items()
-        }
-        first = next(iter(seen.values()))
-        labels = {title: [p.probs.argmax(0) for p in predictions] for title, predictions in seen.items()}
-        figures.draw_predictions(stem, classes, [p.image for p in first], [p.mask for p in first], labels)
-        return
-    unlabelled = read_ids(lists / "unlabeled.txt")
-    if params.kind == "classes":
-        counts = predict.reliability(spec, prepared, unlabelled, out, device)
-        figures.draw_classes(stem, classes, counts.iou, counts.reliable, counts.unreliable)
-        return
-    chosen = predict.richest(prepared, unlabelled, spec.dataset, 1)
-    (prediction,) = predict.predict(spec, prepared, chosen, out, "last", device)
-    figures.draw_entropy(stem, classes, prediction.probs, spec.settings.alpha_0, spec.dataset.ignore_label)
+    suite, results = load_suite(scale), Path("results") / scale
+    draw(suite, name, results / "figures" / name, data=Path("data") / scale, results=results, device=device)
 
 
 @app.command()
@@ -325,7 +139,7 @@ def page(scale: Scale = "demo") -> None:
     from u2pl.report.page import write_page
 
     results = Path("results") / scale
-    write_page(load_suite(scale), results, results / "index.html")
+    write_page(load_suite(scale), results, results / "cells.csv", results / "index.html")
 
 
 @app.command()

@@ -46,6 +46,16 @@ def test_percentile_is_numpys(q: float, shape: tuple[int, ...]) -> None:
     assert pl.percentile(values, q).item() == pytest.approx(np.percentile(values.numpy().flatten(), q), rel=1e-6)
 
 
+def test_percentile_of_equal_values_is_numpys() -> None:
+    generator = torch.Generator().manual_seed(3)
+    for size in range(1, 12):
+        for _ in range(20):
+            values = torch.randint(4, (size,), generator=generator).double()
+            for q in range(0, 101, 4):
+                expected = np.percentile(values.numpy(), q)
+                assert pl.percentile(values, q).item() == pytest.approx(expected, abs=1e-12), (values, q)
+
+
 @pytest.mark.parametrize(("size", "q"), [(0, 50), (3, 101), (3, -1)])
 def test_percentile_refuses_nonsense(size: int, q: float) -> None:
     with pytest.raises(ValueError):

@@ -66,7 +66,7 @@ def site(tmp_path_factory: pytest.TempPathFactory, suite: Suite) -> Path:
     verdicts = ["reproduced", "not reproduced", "inconclusive"]
     cells.loc[measured, "verdict"] = [verdicts[i % 3] for i in range(measured.sum())]
     cells.to_csv(results / "cells.csv", index=False)
-    write_page(suite, results, results / "index.html")
+    write_page(suite, results, results / "cells.csv", results / "index.html")
     return results
 
 
@@ -132,12 +132,13 @@ def test_text_of_the_data_stays_text_and_nothing_is_loaded(site: Path) -> None:
 
 def test_a_caption_is_no_markup(site: Path, suite: Suite, tmp_path: Path) -> None:
     table = suite.tables["table4"].model_copy(update={"caption": "a < b & <i>c</i>"})
-    write_page(suite.model_copy(update={"tables": suite.tables | {"table4": table}}), site, tmp_path / "p.html")
+    changed = suite.model_copy(update={"tables": suite.tables | {"table4": table}})
+    write_page(changed, site, site / "cells.csv", tmp_path / "p.html")
     assert "a &lt; b &amp; &lt;i&gt;c&lt;/i&gt;" in (tmp_path / "p.html").read_text()
 
 
 def test_equal_files_give_equal_bytes(site: Path, suite: Suite, tmp_path: Path) -> None:
-    write_page(suite, site, tmp_path / "again.html")
+    write_page(suite, site, site / "cells.csv", tmp_path / "again.html")
     assert (tmp_path / "again.html").read_bytes() == (site / "index.html").read_bytes()
 
 
@@ -148,7 +149,7 @@ def test_a_missing_file_is_named_and_nothing_is_written(site: Path, suite: Suite
     path.unlink()
     try:
         with pytest.raises(UserError, match=re.escape(f"{RELIABLE}/{name}")):
-            write_page(suite, site, tmp_path / "page.html")
+            write_page(suite, site, site / "cells.csv", tmp_path / "page.html")
     finally:
         path.write_bytes(before)
     assert not list(tmp_path.iterdir())

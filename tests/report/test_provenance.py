@@ -3,6 +3,7 @@
 import contextlib
 import hashlib
 import json
+import math
 import shlex
 import shutil
 import statistics
@@ -13,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import scipy.stats
 import yaml
 
 from u2pl.cli import main
@@ -56,6 +58,8 @@ def tree(tmp_path_factory: pytest.TempPathFactory) -> Path:
     scale |= {"seeds": [0, 1], "tables": ["small"]}
     (folder / "params/scales/tiny.yaml").write_text(yaml.safe_dump(scale))
     (folder / "params/tables/small.yaml").write_text(yaml.safe_dump(TABLE))
+    with (folder / "params/figures.yaml").open("a") as figures:
+        figures.write("curves_small: {kind: curves, table: small, caption: Curves.}\n")
     suite = load_suite("tiny", folder)
     verbs = [["data", "synthesize", "pascal"], ["data", "prepare", "pascal", "--workers", "2"]]
     verbs[1:1] = [["data", "fetch", "pascal", archive] for archive in ("voc", "sbd")]
@@ -66,6 +70,7 @@ def tree(tmp_path_factory: pytest.TempPathFactory) -> Path:
         verbs += [["data", "fetch-list", "u2pl", path] for path in (lists.labelled, lists.unlabelled) if path]
         verbs += [["data", "split", protocol, str(labelled), "--source", source] for source in ("drawn", "u2pl")]
     verbs += [["train", run] for run in suite.runs] + [["cells"], ["table", "small"]]
+    verbs += [*(["figure", name] for name in suite.figures), ["page"]]
     with contextlib.chdir(folder):
         for verb in verbs:
             assert call(*verb, "--scale", "tiny") == 0
@@ -135,6 +140,7 @@ def test_everything_fits_and_every_file_is_looked_at(capsys: pytest.CaptureFixtu
         DATA / "pascal/images",
         DATA / "pascal/masks",
         RESULTS / "comparisons",
+        RESULTS / "figures",
         RESULTS / "tables",
     ):
         # what vouches for a fetched file stands beside it
@@ -193,6 +199,9 @@ def a_digit(data: bytes) -> bytes:
         ("results/tiny/tables/small.csv", a_digit),
         ("results/tiny/tables/small.md", a_digit),
         ("results/tiny/tables/small.tex", a_digit),
+        ("results/tiny/figures/comparison_small.pdf", flip),
+        ("results/tiny/figures/curves_small.png", flip),
+        ("results/tiny/index.html", a_digit),
     ],
 )
 def test_what_was_tampered_with_is_named_and_nothing_else(
@@ -222,6 +231,13 @@ def test_found_and_expected_are_told() -> None:
         assert "(55.92)" in check.found and "(54.92)" in check.expected
 
 
+def test_what_shows_a_changed_history_is_not_checked() -> None:
+    with edited(RUN / "history.csv", a_digit):
+        left_out = set(those("unchecked"))
+    shown = [RESULTS / f"figures/{name}_small.{kind}" for name in ("curves", "comparison") for kind in ("pdf", "png")]
+    assert left_out == {str(path) for path in [*shown, RESULTS / "index.html"]}
+
+
 def test_checksums_are_those_of_sha256sum() -> None:
     tool, path = shutil.which("sha256sum"), DATA / "pascal/checksums.sha256"
     if tool is None:
@@ -245,8 +261,13 @@ def test_a_lost_file_of_a_finished_step_differs(tmp_path: Path) -> None:
         # as after `dvc pull`: the manifests without the prepared files
         ("data/tiny/pascal/images", {"data/tiny/pascal"}, set()),
         ("data/tiny/splits", {f"data/tiny/splits/pascal_{name}" for name in ("classic", "blender")}, set()),
-        (str(RUN), {str(RUN)}, {f"results/tiny/{name}" for name in ("cells", "comparisons", "tables")}),
+        (
+            str(RUN),
+            {str(RUN)},
+            {f"results/tiny/{name}" for name in ("cells", "comparisons", "tables", "figures", "index")},
+        ),
         ("results/tiny/tables", {"results/tiny/tables"}, set()),
+        ("results/tiny/figures", {"results/tiny/figures"}, set()),
     ],
 )
 def test_what_is_not_made_is_no_failure(
@@ -308,6 +329,9 @@ def test_a_cell_is_traced_to_files_and_code(capsys: pytest.CaptureFixture[str]) 
     assert cell["mean"] == pytest.approx(statistics.fmean(miou)) and cell["std"] == pytest.approx(
         statistics.stdev(miou)
     )
+    half = float(scipy.stats.t.ppf(0.975, 1)) * statistics.stdev(miou) / math.sqrt(2)
+    assert (cell["low"], cell["high"]) == pytest.approx((cell["mean"] - half, cell["mean"] + half))
+    assert (cell["verdict"], cell["difference"]) == ("not comparable", None)
     head = subprocess.run(["git", "rev-parse", "HEAD"], cwd=ROOT, capture_output=True, text=True)
     for run, record in zip(runs, shown["runs"], strict=True):
         assert record == content(run / "run.json") | {"miou": record["miou"]}
@@ -361,6 +385,25 @@ def test_factors_that_differ_from_the_paper_stand_first(capsys: pytest.CaptureFi
     text = words(capsys.readouterr().out)
     assert "factors split_source = u2pl (paper preset: drawn) as the paper preset: " in text
     assert "Haochen-Wang409" not in text and "; u2pl at commit ab3d2be313d4" in text
+
+
+def test_a_verdict_is_told_with_its_numbers(capsys: pytest.CaptureFixture[str]) -> None:
+    """Two seeds around 50 that lie 4 apart, as if on the paper's data, against its 54.92 at a margin of 1."""
+    evaluations = [RUN.with_name(RUN.name.replace("seed0", f"seed{seed}")) / "evaluation.json" for seed in (0, 1)]
+
+    def measure(miou: float) -> Callable[[bytes], bytes]:
+        return lambda data: json.dumps({name: {"miou": miou, "iou": []} for name in ("best", "last")}).encode()
+
+    with contextlib.ExitStack() as stack:
+        for path, miou in zip(evaluations, (48.0, 52.0), strict=True):
+            stack.enter_context(edited(path, measure(miou)))
+        real = lambda data: data.replace(b"synthetic: true", b"synthetic: false")  # noqa: E731
+        stack.enter_context(edited(Path("params/scales/tiny.yaml"), real))
+        assert call("show", "small", "SupOnly", SECOND_COLUMN, "--scale", "tiny") == 0
+    text = words(capsys.readouterr().out)
+    # t(0.975, 1 degree of freedom) = 12.7062; the standard error is 2
+    assert "interval 24.59 to 75.41 % (95 % t interval of the mean) paper 54.92 %" in text
+    assert "verdict inconclusive at a margin of 1 mIoU; ours minus the paper's -4.92, the interval holds the" in text
 
 
 def test_a_quoted_cell_says_so(capsys: pytest.CaptureFixture[str]) -> None:

@@ -21,13 +21,14 @@ import pytest
 ETC = Path("/etc/slurm")
 MARK = "# Written by tests/slurm of u2pl; removed when its daemons end.\n"
 PACKAGES = ["slurm-wlm", "munge"]
+PORT = 16817  # of slurmctld
 NODE_TIMEOUT = 10  # seconds without an answer until a node counts as failed
 
 # low is preempted by high, and its jobs go back into the queue. Times are short, so that tests need not wait for them.
 CONFIGURATION = """\
 ClusterName=u2pl
 SlurmctldHost={host}(127.0.0.1)
-SlurmctldPort=16817
+SlurmctldPort={port}
 SlurmdPort=16818
 CommunicationParameters=NoInAddrAny,NoCtldInAddrAny
 SlurmUser=root
@@ -116,11 +117,13 @@ class Cluster:
         for path in self.files:
             if path.exists() and not path.read_text().startswith(MARK):
                 raise RuntimeError(f"{path} is not ours: there is a cluster here already")
+        with suppress(ConnectionRefusedError), socket.create_connection(("127.0.0.1", PORT)):
+            raise RuntimeError(f"port {PORT} answers: another run of these tests has its cluster here")
         for name in ("state", "spool"):
             (self.folder / name).mkdir(parents=True, exist_ok=True)
         for number in range(4):  # a GPU must be a character device; these are /dev/null by another name
             os.mknod(self.folder / f"gpu{number}", 0o600 | stat.S_IFCHR, os.makedev(1, 3))
-        text = CONFIGURATION.format(host=self.host, folder=self.folder, timeout=NODE_TIMEOUT)
+        text = CONFIGURATION.format(host=self.host, port=PORT, folder=self.folder, timeout=NODE_TIMEOUT)
         gpus = f"NodeName={self.host} Name=gpu File={self.folder}/gpu[0-3]\n"
         ETC.mkdir(exist_ok=True)
         contents = (text, gpus, "ConstrainCores=no\nConstrainRAMSpace=no\n")

@@ -22,7 +22,7 @@ def alpha_t(alpha_0: float, epoch: int, epochs: int, *, dynamic: bool = True) ->
 def percentile(values: Tensor, q: float) -> Tensor:
     """`np.percentile(values.flatten(), q)` with linear interpolation, as a scalar tensor on the same device.
 
-    `q` is in percent, 0 to 100. Two order statistics are found without sorting everything, for any number of values (a
+    `q` is in percent, 0 to 100. One selection and a pass replace sorting everything, for any number of values (a
     batch of 32 crops of 769 pixels has 19 M; releases of `torch.quantile` with a limit stop at 16 M). Raises
     ValueError for no values or a `q` out of range.
     """
@@ -34,7 +34,9 @@ def percentile(values: Tensor, q: float) -> Tensor:
     low = flat.kthvalue(below + 1).values
     if position == below:
         return low
-    high = flat.kthvalue(below + 2).values
+    # The next order statistic: `low` again if more values than `below` + 1 are no larger, else the least of the others.
+    higher = torch.where(flat > low, flat, math.inf).min()
+    high = torch.where((flat <= low).sum() > below + 1, low, higher)
     return torch.lerp(low, high, position - below)
 
 

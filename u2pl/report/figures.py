@@ -218,7 +218,7 @@ def draw_curves(stem: Path, table: Table, curves: Mapping[tuple[int, int], Seque
 
 
 def draw_comparison(stem: Path, cells_csv: Path, name: str, table: Table) -> None:
-    """The paper's numbers and ours, a panel a column; bars are the interval, or the standard deviation without one."""
+    """The paper's numbers and ours with their intervals, a panel a column."""
     cells = read_cells(cells_csv)
     cells = cells[cells["table"] == name].set_index(["row", "protocol", "fraction"])
     columns = len(table.columns)
@@ -244,11 +244,8 @@ def draw_comparison(stem: Path, cells_csv: Path, name: str, table: Table) -> Non
 
 def _error(cells: pd.DataFrame) -> NDArray[np.float64]:
     """Lengths below and above the mean, (2, rows); nan is drawn as nothing."""
-    mean = cells["mean"].to_numpy(float)
-    if {"low", "high"} <= set(cells.columns):
-        low, high = (pd.to_numeric(cells[key], errors="coerce").to_numpy(float) for key in ("low", "high"))
-        return np.stack([mean - low, high - mean])
-    return np.stack([cells["std"].to_numpy(float)] * 2)
+    low, mean, high = (cells[key].to_numpy(float) for key in ("low", "mean", "high"))
+    return np.stack([mean - low, high - mean])
 
 
 def _heading(table: Table, index: int) -> str:

@@ -19,19 +19,17 @@ from u2pl.report.provenance import command
 from u2pl.report.tables import DECIMALS, NOTHING
 
 STATIC = files("u2pl.report") / "static"
-# Columns of cells.csv that the page shows where they are there.
-OPTIONAL = ("low", "high", "verdict")
 
 
-def write_page(suite: Suite, results: Path, target: Path) -> None:
-    """Write the page from `results`/cells.csv and the files of its runs.
+def write_page(suite: Suite, results: Path, cells_csv: Path, target: Path) -> None:
+    """Write the page from the collected cells and the files of their runs in `results`.
 
     Raises UserError if one is missing or malformed. Equal files give equal bytes.
     """
-    cells = read_cells(results / "cells.csv")
+    cells = read_cells(cells_csv)
     wanted = sorted({run for runs in cells["run"] for run in runs.split()})
     if unknown := [run for run in wanted if run not in suite.runs]:
-        raise UserError(results / "cells.csv", f"the run {unknown[0]}", "the cells of today's params: `u2pl cells`")
+        raise UserError(cells_csv, f"the run {unknown[0]}", "the cells of today's params: `u2pl cells`")
     data: dict[str, Any] = {
         "runs": {run: _run(suite, results, run) for run in wanted},
         "classes": {
@@ -39,7 +37,7 @@ def write_page(suite: Suite, results: Path, target: Path) -> None:
             for name, dataset in sorted(suite.datasets.items())
         },
     }
-    tables = [_table(suite, results, cells, name) for name in suite.tables]
+    tables = [_table(suite, results, cells_csv, cells, name) for name in suite.tables]
     data["cells"] = [cell for table in tables for row in table["rows"] for cell in row["cells"]]
     for number, cell in enumerate(data["cells"]):
         cell["number"] = number  # the position in the data, which the cell's button names
@@ -73,7 +71,7 @@ def _embedded(value: Any) -> str:
     return text
 
 
-def _table(suite: Suite, results: Path, cells: pd.DataFrame, name: str) -> dict[str, Any]:
+def _table(suite: Suite, results: Path, cells_csv: Path, cells: pd.DataFrame, name: str) -> dict[str, Any]:
     table = suite.tables[name]
     many = len({column.protocol for column in table.columns}) > 1
     own = cells[cells["table"] == name]
@@ -84,7 +82,7 @@ def _table(suite: Suite, results: Path, cells: pd.DataFrame, name: str) -> dict[
             for c in table.columns
         ]
         if any(len(part) != 1 for part in found):
-            raise UserError(results / "cells.csv", f"no cell or several for {name}, {row.title!r}", "one a column")
+            raise UserError(cells_csv, f"no cell or several for {name}, {row.title!r}", "one a column")
         rows.append({"title": row.title, "cells": [_cell(suite, results, part.iloc[0]) for part in found]})
     best = [
         max((row["cells"][c]["mean"] for row in rows if row["cells"][c]["mean"] is not None), default=None)
@@ -101,18 +99,14 @@ def _table(suite: Suite, results: Path, cells: pd.DataFrame, name: str) -> dict[
 def _cell(suite: Suite, results: Path, cell: pd.Series) -> dict[str, Any]:
     runs = str(cell["run"]).split()
     values: dict[str, Any] = {key: str(cell[key]) for key in ("table", "row", "column", "protocol", "source")}
-    values |= {key: _number(cell[key]) for key in ("paper", "mean", "std")}
-    values |= {key: cell.get(key) for key in OPTIONAL}
-    values |= {key: _number(values[key]) for key in ("low", "high")}
-    values["verdict"] = values["verdict"] if isinstance(values["verdict"], str) and values["verdict"] else None
+    values |= {key: _number(cell[key]) for key in ("paper", "mean", "std", "low", "high")}
+    values["verdict"] = cell["verdict"] or None
     again = command(suite, results, runs) if runs else None
     return values | {"n": int(cell["n"]), "checkpoint": str(cell["checkpoint"]), "runs": runs, "command": again}
 
 
 def _number(value: Any) -> float | None:
-    """None for what is no number; an optional column may hold empty text."""
-    number = pd.to_numeric(value, errors="coerce")
-    return None if pd.isna(number) else round(float(number), 4)
+    return None if pd.isna(value) else round(float(value), 4)
 
 
 def _run(suite: Suite, results: Path, run: str) -> dict[str, Any]:

@@ -4,7 +4,6 @@ import math
 import shlex
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from statistics import fmean, stdev
 from typing import Any
 
 from rich.console import Console
@@ -15,7 +14,7 @@ from u2pl.errors import UserError
 from u2pl.experiments.params import nearest
 from u2pl.experiments.schema import Cell, Suite
 from u2pl.files import read_json
-from u2pl.report.cells import read_miou
+from u2pl.report.cells import NUMBERS, collect, read_miou
 from u2pl.report.tables import DECIMALS
 
 Record = dict[str, Any]  # run.json with `miou`: percent of the "last" and the "best" checkpoint
@@ -73,17 +72,14 @@ def command(suite: Suite, results: Path, runs: list[str]) -> str:
 
 
 def describe_cell(suite: Suite, results: Path, cell: Cell) -> dict[str, Any]:
-    """A cell, its statistics, and the records of its runs, as plain values for JSON."""
+    """A cell with its statistics as in cells.csv, and the records of its runs, as plain values for JSON."""
     records = [read_record(suite, results, run) for run in cell.runs]
-    values = [record["miou"][cell.checkpoint] for record in records]
-    numbers = {
-        "n": len(values),
-        "mean": fmean(values) if values else None,
-        "std": stdev(values) if len(values) > 1 else None,
-    }
+    (row,) = collect(suite.model_copy(update={"cells": [cell]}), results).to_dict("records")
+    numbers: dict[str, Any] = {key: None if math.isnan(row[key]) else row[key] for key in NUMBERS if key != "paper"}
+    numbers |= {"n": len(records), "covered": row["covered"], "verdict": row["verdict"]}
+    numbers |= {"margin": suite.params.equivalence_margin, "declared": f"params/tables/{cell.table}.yaml"}
     again = command(suite, results, cell.runs) if cell.runs else None
-    declared = f"params/tables/{cell.table}.yaml"
-    return {"cell": cell.model_dump(mode="json") | numbers | {"declared": declared}, "runs": records, "command": again}
+    return {"cell": cell.model_dump(mode="json") | numbers, "runs": records, "command": again}
 
 
 def describe_run(suite: Suite, results: Path, run: str) -> dict[str, Any]:
@@ -136,8 +132,20 @@ def _heading(description: dict[str, Any]) -> Iterator[tuple[str, str]]:
     spread = "" if cell["std"] is None else f" ± {cell['std']:.{DECIMALS}f}"
     seeds = "1 seed" if cell["n"] == 1 else f"mean ± sample standard deviation of {cell['n']} seeds"
     yield "value", f"{cell['mean']:.{DECIMALS}f}{spread} % mIoU of the {cell['checkpoint']} checkpoint, {seeds}"
+    if cell["low"] is not None:
+        yield "interval", f"{cell['low']:.{DECIMALS}f} to {cell['high']:.{DECIMALS}f} % (95 % t interval of the mean)"
     yield "paper", paper
+    if cell["verdict"]:
+        yield "verdict", _verdict(cell)
     yield ("run" if cell["n"] == 1 else "runs"), "\n".join(cell["runs"])
+
+
+def _verdict(cell: dict[str, Any]) -> str:
+    if cell["difference"] is None:
+        return f"{cell['verdict']}: the data are synthetic"
+    covers = {"yes": ", the interval holds the paper's number", "no": ", the interval lies beside the paper's number"}
+    difference = f"ours minus the paper's {cell['difference']:+.{DECIMALS}f}{covers.get(cell['covered'], '')}"
+    return f"{cell['verdict']} at a margin of {cell['margin']:g} mIoU; {difference}"
 
 
 def _origin(records: list[Record]) -> Iterator[tuple[str, str]]:

@@ -2,7 +2,7 @@
 
 Archives are vouched for by params, by the manifest beside each and by that of what was prepared of them, prepared files
 by checksums.sha256 and the manifest's hash of that, split lists by their manifest, weights by run.json, mIoU by the
-confusion matrix, tables by evaluations.
+confusion matrix, tables, figures of numbers and the page by evaluations and histories.
 What rests on a file that differs is not checked, so that one changed file is one finding.
 """
 
@@ -17,6 +17,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any, Literal
 
+import matplotlib
 import numpy as np
 from rich.console import Console
 from rich.progress import track
@@ -30,10 +31,13 @@ from u2pl.errors import UserError
 from u2pl.experiments.schema import Archive, Recipe, RunSpec, Suite
 from u2pl.files import read_json, sha256
 from u2pl.report.cells import only, write_cells, write_comparisons
+from u2pl.report.draw import draw_numbers
+from u2pl.report.figures import METADATA
+from u2pl.report.page import write_page
 from u2pl.report.provenance import flat
 from u2pl.report.tables import write_table
 
-KINDS = ("archives", "prepared", "splits", "runs", "tables")
+KINDS = ("archives", "prepared", "splits", "runs", "tables", "figures")
 ROUNDING = 1e-12  # relative; one pixel of Cityscapes' validation set changes a mIoU by more
 
 
@@ -61,7 +65,7 @@ class Hash:
 
 
 def verify(suite: Suite, data: Path, results: Path) -> list[Check]:
-    """Check archives, encoder weights, prepared data, splits, runs, cells and tables of a scale; nothing is changed.
+    """Check archives, encoder weights, prepared data, splits, runs, tables, figures and page; nothing is changed.
 
     data, results: the scale's folders. Files of runs and tables that the suite does not name are left alone.
     """
@@ -84,7 +88,8 @@ def verify(suite: Suite, data: Path, results: Path) -> list[Check]:
             vouched[run] = files
             hashes += files
     checks += _compare(hashes)
-    checks += _splits(suite, data, [check.path for check in checks if check.state == "differs"])
+    differing = [check.path for check in checks if check.state == "differs"]
+    checks += _splits(suite, data, differing)
     sound = set()
     for run, spec in suite.runs.items():
         path = results / "runs" / run / "evaluation.json"
@@ -95,7 +100,9 @@ def verify(suite: Suite, data: Path, results: Path) -> list[Check]:
         checks.append(check)
         if check.state == "same":
             sound.add(run)
-    return [*checks, *_tables(suite, results, sound)]
+    whole = {run for run in sound if results / "runs" / run / "history.csv" not in differing}
+    with TemporaryDirectory() as again:
+        return [*checks, *_tables(suite, results, sound, Path(again)), *_figures(suite, results, whole, Path(again))]
 
 
 def _tried(kind: str, path: Path, function: Callable[..., Any], *arguments: Any) -> tuple[Check, Any]:
@@ -273,27 +280,61 @@ def _check_evaluation(path: Path, n_classes: int, weights: Hash) -> None:
         raise UserError(path, f"{labels[1][c]} pixels of class {c} in last.confusion", f"{labels[0][c]} as in best")
 
 
-def _tables(suite: Suite, results: Path, sound: Collection[str]) -> Iterator[Check]:
-    """Cells and tables against those made again from the evaluations, byte by byte."""
-    with TemporaryDirectory() as name:
-        again = Path(name)
-        groups = [(suite, [Path("cells.csv"), Path("comparisons.csv")])]
-        for table in suite.tables:
-            views = [Path("tables") / f"{table}{suffix}" for suffix in (".csv", ".md", ".tex")]
-            long = [Path(name) / f"{table}.csv" for name in ("cells", "comparisons")]
-            groups.append((only(suite, table), [*long, *views]))
-        for part, files in groups:
-            if any(run not in sound for cell in part.cells for run in cell.runs):
-                yield from (_left_out("tables", results / file) for file in files)
-                continue
-            write_cells(part, results, again / files[0])
-            write_comparisons(part, results, again / files[1])
-            if len(files) > 2:
-                table = files[0].stem
-                write_table(again / files[0], suite.tables[table], table, suite.params, again / "tables" / table)
-            for file in files:
-                check, _ = _tried("tables", results / file, _check_same, again / file)
-                yield check
+def _tables(suite: Suite, results: Path, sound: Collection[str], again: Path) -> Iterator[Check]:
+    """Cells and tables against those made again from the evaluations, into the folder `again`, byte by byte."""
+    groups = [(suite, [Path("cells.csv"), Path("comparisons.csv")])]
+    for table in suite.tables:
+        views = [Path("tables") / f"{table}{suffix}" for suffix in (".csv", ".md", ".tex")]
+        long = [Path(name) / f"{table}.csv" for name in ("cells", "comparisons")]
+        groups.append((only(suite, table), [*long, *views]))
+    for part, files in groups:
+        if not _runs(part) <= set(sound):
+            yield from (_left_out("tables", results / file) for file in files)
+            continue
+        write_cells(part, results, again / files[0])
+        write_comparisons(part, results, again / files[1])
+        if len(files) > 2:
+            table = files[0].stem
+            write_table(again / files[0], suite.tables[table], table, suite.params, again / "tables" / table)
+        for file in files:
+            check, _ = _tried("tables", results / file, _check_same, again / file)
+            yield check
+
+
+def _figures(suite: Suite, results: Path, sound: Collection[str], again: Path) -> Iterator[Check]:
+    """Figures of numbers and the page against those made again beside the cells in `again`, byte by byte.
+
+    Figures of predictions would take the networks, and pixels that differ with the machine: they are left out.
+    """
+    for name, params in suite.figures.items():
+        stem = Path("figures") / name
+        files = [stem.with_name(name + suffix) for suffix in METADATA]
+        if params.table is None or not _runs(only(suite, params.table)) <= set(sound):
+            yield from (_left_out("figures", results / file) for file in files)
+            continue
+        if any((results / file).exists() for file in files):
+            draw_numbers(suite, params, again / stem, results, again / "cells" / f"{params.table}.csv")
+        for file in files:
+            check, _ = _tried("figures", results / file, _check_drawn, again / file)
+            yield check
+    page = Path("index.html")
+    if not _runs(suite) <= set(sound):
+        yield _left_out("figures", results / page)
+        return
+    write_page(suite, results, again / "cells.csv", again / page)
+    check, _ = _tried("figures", results / page, _check_same, again / page)
+    yield check
+
+
+def _runs(suite: Suite) -> set[str]:
+    """The runs that the suite's cells show."""
+    return {run for cell in suite.cells for run in cell.runs}
+
+
+def _check_drawn(path: Path, again: Path) -> None:
+    """Raise UserError unless both files hold the same bytes."""
+    if (found := sha256(path)) != (expected := sha256(again)):
+        raise UserError(path, f"sha256 {found}", f"{expected}, drawn again by matplotlib {matplotlib.__version__}")
 
 
 def _check_same(path: Path, again: Path) -> None:

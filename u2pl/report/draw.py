@@ -1,0 +1,67 @@
+"""One figure by its name, from the files of its runs."""
+
+from pathlib import Path
+
+from u2pl.data.lists import read_ids
+from u2pl.errors import UserError
+from u2pl.experiments import figure_cells
+from u2pl.experiments.params import nearest
+from u2pl.experiments.schema import Figure, Suite
+from u2pl.report import figures
+from u2pl.report.history import read_curves
+
+
+def draw(suite: Suite, name: str, stem: Path, *, data: Path, results: Path, device: str = "auto") -> None:
+    """Write `stem`.pdf and .png.
+
+    data, results: the scale's folders. Raises UserError for an unknown name, and where a file is missing or malformed.
+    """
+    if name not in suite.figures:
+        raise UserError(
+            f"figure {name!r}", f"no such figure at scale {suite.scale!r}", nearest(name, list(suite.figures))
+        )
+    params = suite.figures[name]
+    if params.table is None:
+        _draw_predicted(suite, name, stem, data, results, device)
+    else:
+        draw_numbers(suite, params, stem, results, results / "cells" / f"{params.table}.csv")
+
+
+def draw_numbers(suite: Suite, params: Figure, stem: Path, results: Path, cells_csv: Path) -> None:
+    """Draw a figure of a table: its learning curves, or the comparison of its cells with the paper."""
+    assert params.table is not None
+    table = suite.tables[params.table]
+    if params.kind == "curves":
+        figures.draw_curves(stem, table, read_curves(suite, results, params.table))
+    else:
+        figures.draw_comparison(stem, cells_csv, params.table, table)
+
+
+def _draw_predicted(suite: Suite, name: str, stem: Path, data: Path, results: Path, device: str) -> None:
+    """Draw a figure that needs the networks: those of each cell's first seed."""
+    from u2pl.engine import predict  # here: the figures of numbers alone need not wait for torch
+
+    params, cells = suite.figures[name], figure_cells(suite, name)
+    specs = {title: suite.runs[cell.runs[0]] for title, cell in cells.items()}
+    spec = next(iter(specs.values()))
+    prepared, lists = data / spec.dataset_name, data / "splits" / spec.split
+    classes = spec.dataset.classes
+    runs = results / "runs"
+    if params.kind == "predictions":
+        chosen = predict.richest(prepared, read_ids(lists / "val.txt"), spec.dataset, params.images)
+        seen = {
+            title: predict.predict(run, prepared, chosen, runs / run.id, cells[title].checkpoint, device)
+            for title, run in specs.items()
+        }
+        first = next(iter(seen.values()))
+        labels = {title: [p.probs.argmax(0) for p in predictions] for title, predictions in seen.items()}
+        figures.draw_predictions(stem, classes, [p.image for p in first], [p.mask for p in first], labels)
+        return
+    unlabelled = read_ids(lists / "unlabeled.txt")
+    if params.kind == "classes":
+        counts = predict.reliability(spec, prepared, unlabelled, runs / spec.id, device)
+        figures.draw_classes(stem, classes, counts.iou, counts.reliable, counts.unreliable)
+        return
+    chosen = predict.richest(prepared, unlabelled, spec.dataset, 1)
+    (prediction,) = predict.predict(spec, prepared, chosen, runs / spec.id, "last", device)
+    figures.draw_entropy(stem, classes, prediction.probs, spec.settings.alpha_0, spec.dataset.ignore_label)
