@@ -19,7 +19,7 @@ from u2pl.report.latex import SYMBOLS, escape
 from u2pl.report.tables import write_table
 
 ROOT = Path(__file__).parents[2]
-DOCUMENT = "\\documentclass{article}\n\\usepackage{booktabs,siunitx}\n\\begin{document}\n%s\n\\end{document}\n"
+DOCUMENT = "\\documentclass{article}\n\\usepackage{booktabs,graphicx,siunitx}\n\\begin{document}\n%s\n\\end{document}\n"
 
 
 def write(suite: Suite, results: Path) -> Path:
@@ -147,15 +147,16 @@ def compile_latex(source: str, folder: Path) -> None:
         or finder is None
         or any(
             subprocess.run([finder, f"{package}.sty"], capture_output=True).returncode
-            for package in ("booktabs", "siunitx")
+            for package in ("booktabs", "graphicx", "siunitx")
         )
     ):
-        pytest.skip("pdflatex, booktabs or siunitx is not installed")
+        pytest.skip("pdflatex, booktabs, graphicx or siunitx is not installed")
     (folder / "all.tex").write_text(DOCUMENT % source, encoding="utf-8")
     command = [compiler, "-interaction=nonstopmode", "-halt-on-error", "all.tex"]
     done = subprocess.run(command, cwd=folder, capture_output=True, text=True, errors="replace", check=False)
     assert done.returncode == 0, done.stdout[-2000:]
     assert (folder / "all.pdf").stat().st_size > 0
+    assert "Overfull" not in done.stdout, "something is wider than its column or than the page"
 
 
 def test_awkward_text_compiles(suite: Suite, results: Path, tmp_path: Path) -> None:

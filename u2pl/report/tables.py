@@ -136,17 +136,23 @@ def _number(value: float) -> str:
     return "" if math.isnan(value) else f"{value:.{DECIMALS}f}"
 
 
-def _column(values: list[float]) -> str:
-    """A siunitx column that is wide enough for the values."""
+def _column(values: list[float], marked: bool) -> str:
+    """A siunitx column that is wide enough for the values and the marks behind them, of which = is a widest one."""
     whole = max((len(str(int(abs(value)))) for value in values if not math.isnan(value)), default=1)
-    return f"S[table-format={whole}.{DECIMALS},detect-weight,mode=text]"
+    space = f",table-space-text-post={_superscript('=')}" if marked else ""
+    return f"S[table-format={whole}.{DECIMALS},detect-weight,mode=text{space}]"
+
+
+def _superscript(mark: str) -> str:
+    """A mark in braces, which siunitx leaves alone."""
+    return f"{{$^{{{escape(mark).strip('$^')}}}$}}" if mark else ""
 
 
 def latex(grid: Grid, text: str, label: str) -> str:
-    """A float of aligned numbers; needs `\\usepackage{booktabs,siunitx}`.
+    """A float of aligned numbers, made smaller where it is wider than a line; needs booktabs, graphicx and siunitx.
 
     Each column of the table has two or three here: ours, its standard deviation where a cell has several seeds, and the
-    paper's number. What is not a number stands in braces, which siunitx leaves alone.
+    paper's number with its mark.
     """
     spread = any(entry.n > 1 for row in grid.entries for entry in row)
     columns, formats = [("", "Method")], ["l"]
@@ -156,7 +162,7 @@ def latex(grid: Grid, text: str, label: str) -> str:
         for name, values in parts.items():
             if name != "SD" or spread:
                 columns.append((escape(header), name))
-                formats.append(_column(values))
+                formats.append(_column(values, name == "paper" and any(e.mark for e in entries)))
     rows = []
     for title, entries in zip(grid.titles, grid.entries, strict=True):
         row = [escape(title)]
@@ -165,12 +171,11 @@ def latex(grid: Grid, text: str, label: str) -> str:
             row.append(rf"\bfseries {ours}" if entry.best else ours)
             if spread:
                 row.append(_number(entry.std))
-            mark = f"{{$^{{{escape(entry.mark).strip('$^')}}}$}}" if entry.mark else ""
             nothing = "{--}" if entry.quoted else ""
-            row.append(_number(entry.paper) + mark if not math.isnan(entry.paper) else nothing)
+            row.append(_number(entry.paper) + _superscript(entry.mark) if not math.isnan(entry.paper) else nothing)
         rows.append(row)
     frame = pd.DataFrame(rows, columns=pd.MultiIndex.from_tuples(columns))
-    return frame.style.hide(axis="index").to_latex(
+    tex = frame.style.hide(axis="index").to_latex(
         column_format="".join(formats),
         multicol_align="c",
         siunitx=True,
@@ -180,6 +185,11 @@ def latex(grid: Grid, text: str, label: str) -> str:
         label=label,
         caption=escape(text),
     )
+    # LaTeX's classes expect captions below.
+    lengths = "\\centering\n\\setlength{\\belowcaptionskip}{4pt}\n\\setlength{\\tabcolsep}{3pt}"
+    fit = "\\resizebox{\\ifdim\\width>\\linewidth\\linewidth\\else\\width\\fi}{!}{%\n\\begin{tabular}"
+    tex = tex.replace(r"\centering", lengths, 1).replace(r"\begin{tabular}", fit)
+    return tex.replace(r"\end{tabular}", r"\end{tabular}}")
 
 
 def cell_text(entry: Entry) -> str:
