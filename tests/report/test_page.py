@@ -31,7 +31,9 @@ def few_tables() -> Suite:
     suite = load_suite("demo", ROOT)
     cells = [cell for cell in suite.cells if cell.table in TABLES]
     tables = {name: suite.tables[name] for name in TABLES}
-    return suite.model_copy(update={"cells": cells, "tables": tables})
+    # As if on the paper's data, of which verdicts are shown.
+    real = suite.params.model_copy(update={"synthetic": False})
+    return suite.model_copy(update={"cells": cells, "tables": tables, "params": real})
 
 
 @pytest.fixture(scope="module")
@@ -135,6 +137,18 @@ def test_a_caption_is_no_markup(site: Path, suite: Suite, tmp_path: Path) -> Non
     changed = suite.model_copy(update={"tables": suite.tables | {"table4": table}})
     write_page(changed, site, site / "cells.csv", tmp_path / "p.html")
     assert "a &lt; b &amp; &lt;i&gt;c&lt;/i&gt;" in (tmp_path / "p.html").read_text()
+
+
+def test_synthetic_data_are_said_once_and_have_no_verdicts(site: Path, suite: Suite, tmp_path: Path) -> None:
+    synthetic = suite.model_copy(update={"params": suite.params.model_copy(update={"synthetic": True})})
+    write_page(synthetic, site, site / "cells.csv", tmp_path / "page.html")
+    shown = [
+        re.sub("<script.*?</script>", "", path.read_text(), flags=re.S)
+        for path in (tmp_path / "page.html", site / "index.html")
+    ]
+    assert [text.count("Synthetic data.") for text in shown] == [1, 0]
+    assert ["data-verdict" in text.partition("</style>")[2] for text in shown] == [False, True]
+    assert ["not reproduced (" in text for text in shown] == [False, True]
 
 
 def test_equal_files_give_equal_bytes(site: Path, suite: Suite, tmp_path: Path) -> None:

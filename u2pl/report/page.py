@@ -39,6 +39,7 @@ def write_page(suite: Suite, results: Path, cells_csv: Path, target: Path) -> No
     }
     tables = [_table(suite, results, cells_csv, cells, name) for name in suite.tables]
     data["cells"] = [cell for table in tables for row in table["rows"] for cell in row["cells"]]
+    verdicts = [cell["verdict"] for cell in data["cells"]]
     for number, cell in enumerate(data["cells"]):
         cell["number"] = number  # the position in the data, which the cell's button names
     environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
@@ -49,7 +50,8 @@ def write_page(suite: Suite, results: Path, cells_csv: Path, target: Path) -> No
         synthetic=suite.params.synthetic,
         seeds=len(suite.params.seeds),
         tables=tables,
-        verdicts=dict(sorted(Counter(cell["verdict"] for cell in data["cells"] if cell["verdict"]).items())),
+        # Of synthetic data every verdict is the same, and the page says it once.
+        verdicts={} if suite.params.synthetic else dict(sorted(Counter(filter(None, verdicts)).items())),
         n_runs=len(wanted),
         data=_embedded(data),
         css=_static("page.css"),
