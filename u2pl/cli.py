@@ -127,7 +127,7 @@ def table(name: str, scale: Scale = "demo") -> None:
 @app.command()
 def figure(name: str, scale: Scale = "demo", device: Device = "auto") -> None:
     """Draw one figure of finished runs as PDF and PNG."""
-    from u2pl.report.draw import draw
+    from u2pl.cli_figure import draw
 
     suite, results = load_suite(scale), Path("results") / scale
     draw(suite, name, results / "figures" / name, data=Path("data") / scale, results=results, device=device)

@@ -17,9 +17,10 @@ from numpy.typing import NDArray
 
 from u2pl.data.images import UInt8
 from u2pl.errors import UserError
-from u2pl.experiments.schema import ClassLabel, Table
+from u2pl.experiments.schema import ClassLabel, Suite, Table
 from u2pl.files import atomic_path
 from u2pl.report.cells import read_cells
+from u2pl.report.history import read_curves
 
 # Okabe and Ito's colours, told apart in every common kind of colour blindness; line styles tell them apart in print.
 BLUE, ORANGE, GREEN, BLACK = "#0072B2", "#E69F00", "#009E73", "#000000"
@@ -178,6 +179,17 @@ def draw_predictions(
             for c in known
         ]
         figure.legend(handles=patches, loc="outside lower center", ncols=7, fontsize=6.5, handlelength=1.2)
+
+
+def draw_numbers(suite: Suite, name: str, stem: Path, results: Path, cells_csv: Path) -> None:
+    """Draw a figure of a table: its learning curves, or the comparison of its cells with the paper."""
+    params = suite.figures[name]
+    assert params.table is not None
+    table = suite.tables[params.table]
+    if params.kind == "curves":
+        draw_curves(stem, table, read_curves(suite, results, params.table))
+    else:
+        draw_comparison(stem, cells_csv, params.table, table)
 
 
 def draw_curves(stem: Path, table: Table, curves: Mapping[tuple[int, int], Sequence[pd.DataFrame]]) -> None:

@@ -31,8 +31,7 @@ from u2pl.errors import UserError
 from u2pl.experiments.schema import Archive, Recipe, RunSpec, Suite
 from u2pl.files import read_json, sha256
 from u2pl.report.cells import only, write_cells, write_comparisons
-from u2pl.report.draw import draw_numbers
-from u2pl.report.figures import METADATA
+from u2pl.report.figures import METADATA, draw_numbers
 from u2pl.report.page import write_page
 from u2pl.report.provenance import flat
 from u2pl.report.tables import write_table
@@ -313,7 +312,7 @@ def _figures(suite: Suite, results: Path, sound: Collection[str], again: Path) -
             yield from (_left_out("figures", results / file) for file in files)
             continue
         if any((results / file).exists() for file in files):
-            draw_numbers(suite, params, again / stem, results, again / "cells" / f"{params.table}.csv")
+            draw_numbers(suite, name, again / stem, results, again / "cells" / f"{params.table}.csv")
         for file in files:
             check, _ = _tried("figures", results / file, _check_drawn, again / file)
             yield check

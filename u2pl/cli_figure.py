@@ -1,4 +1,4 @@
-"""One figure by its name, from the files of its runs."""
+"""`u2pl figure`: what the engine predicts, and what the report draws of it."""
 
 from pathlib import Path
 
@@ -6,9 +6,8 @@ from u2pl.data.lists import read_ids
 from u2pl.errors import UserError
 from u2pl.experiments import figure_cells
 from u2pl.experiments.params import nearest
-from u2pl.experiments.schema import Figure, Suite
+from u2pl.experiments.schema import Suite
 from u2pl.report import figures
-from u2pl.report.history import read_curves
 
 
 def draw(suite: Suite, name: str, stem: Path, *, data: Path, results: Path, device: str = "auto") -> None:
@@ -24,17 +23,7 @@ def draw(suite: Suite, name: str, stem: Path, *, data: Path, results: Path, devi
     if params.table is None:
         _draw_predicted(suite, name, stem, data, results, device)
     else:
-        draw_numbers(suite, params, stem, results, results / "cells" / f"{params.table}.csv")
-
-
-def draw_numbers(suite: Suite, params: Figure, stem: Path, results: Path, cells_csv: Path) -> None:
-    """Draw a figure of a table: its learning curves, or the comparison of its cells with the paper."""
-    assert params.table is not None
-    table = suite.tables[params.table]
-    if params.kind == "curves":
-        figures.draw_curves(stem, table, read_curves(suite, results, params.table))
-    else:
-        figures.draw_comparison(stem, cells_csv, params.table, table)
+        figures.draw_numbers(suite, name, stem, results, results / "cells" / f"{params.table}.csv")
 
 
 def _draw_predicted(suite: Suite, name: str, stem: Path, data: Path, results: Path, device: str) -> None:
