@@ -1,5 +1,6 @@
 """From upstream archives to every table of the paper; `snakemake --profile demo` or `--profile slurm`."""
 
+import shlex
 import sys
 from pathlib import Path
 
@@ -22,7 +23,7 @@ except UserError as error:
 DATA = f"data/{suite.scale}"
 RESULTS = f"results/{suite.scale}"
 # The `u2pl` beside the interpreter that runs Snakemake: no environment has to be activated.
-shell.prefix(f"set -euo pipefail; export PATH={Path(sys.executable).parent}:$PATH; ")
+shell.prefix(f"set -euo pipefail; export PATH={shlex.quote(str(Path(sys.executable).parent))}:$PATH; ")
 
 
 report: "workflow/report/workflow.rst"

@@ -1,5 +1,6 @@
 """Records as Snakemake names them, and its lock."""
 
+import errno
 import fcntl
 import json
 import socket
@@ -49,6 +50,32 @@ def test_records_go_from_one_folder_to_another(folder, tmp_path_factory, monkeyp
     records_file("demo").write_text(json.dumps({OUTPUTS[0]: {"rule": "pulled"}}))
     take_records("demo")
     assert here._io_read(here._metadata_path, OUTPUTS[0]) == {"rule": "pulled"}
+
+
+def test_without_records_the_versioned_ones_stay(folder):
+    records_file("demo").parent.mkdir(parents=True)
+    records_file("demo").write_text("{}")
+    with pytest.raises(UserError, match="no records of the scale 'demo'"):
+        write_records("demo")
+    assert records_file("demo").read_text() == "{}"
+
+
+@pytest.mark.parametrize("locks", ["as on NFS 4", "none"])
+def test_a_second_snakemake_starts_whatever_the_file_system_locks(folder, monkeypatch, locks):
+    """NFS 4 shares a lock on a readable file only, and another Snakemake has it alone for a moment."""
+
+    def flock(stream, operation):
+        if locks == "none":
+            raise OSError(errno.ENOLCK, "no locks available")
+        if operation & fcntl.LOCK_EX:
+            raise BlockingIOError
+        if not stream.readable():
+            raise OSError(errno.EBADF, "bad file descriptor")
+
+    monkeypatch.setattr(fcntl, "flock", flock)
+    (folder / ".snakemake/locks").mkdir()
+    clear_stale_lock()
+    assert (folder / ".snakemake/locks").exists()
 
 
 def test_damaged_records_are_named(folder):

@@ -129,8 +129,7 @@ def figure(name: str, scale: Scale = "demo", device: Device = "auto") -> None:
     """Draw one figure of finished runs as PDF and PNG."""
     from u2pl.cli_figure import draw
 
-    suite, results = load_suite(scale), Path("results") / scale
-    draw(suite, name, results / "figures" / name, data=Path("data") / scale, results=results, device=device)
+    draw(load_suite(scale), name, device)
 
 
 @app.command()

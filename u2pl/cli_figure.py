@@ -2,6 +2,7 @@
 
 from pathlib import Path
 
+from u2pl.cli_data import restored
 from u2pl.data.lists import read_ids
 from u2pl.errors import UserError
 from u2pl.experiments import figure_cells
@@ -10,32 +11,34 @@ from u2pl.experiments.schema import Suite
 from u2pl.report import figures
 
 
-def draw(suite: Suite, name: str, stem: Path, *, data: Path, results: Path, device: str = "auto") -> None:
-    """Write `stem`.pdf and .png.
+def draw(suite: Suite, name: str, device: str) -> None:
+    """Write results/<scale>/figures/<name>.pdf and .png.
 
-    data, results: the scale's folders. Raises UserError for an unknown name, and where a file is missing or malformed.
+    Raises UserError for an unknown name, and where a file is missing or malformed.
     """
     if name not in suite.figures:
         raise UserError(
             f"figure {name!r}", f"no such figure at scale {suite.scale!r}", nearest(name, list(suite.figures))
         )
-    params = suite.figures[name]
+    params, results = suite.figures[name], Path("results") / suite.scale
+    stem = results / "figures" / name
     if params.table is None:
-        _draw_predicted(suite, name, stem, data, results, device)
+        _draw_predicted(suite, name, stem, device)
     else:
         figures.draw_numbers(suite, name, stem, results, results / "cells" / f"{params.table}.csv")
 
 
-def _draw_predicted(suite: Suite, name: str, stem: Path, data: Path, results: Path, device: str) -> None:
+def _draw_predicted(suite: Suite, name: str, stem: Path, device: str) -> None:
     """Draw a figure that needs the networks: those of each cell's first seed."""
     from u2pl.engine import predict  # here: the figures of numbers alone need not wait for torch
 
     params, cells = suite.figures[name], figure_cells(suite, name)
     specs = {title: suite.runs[cell.runs[0]] for title, cell in cells.items()}
     spec = next(iter(specs.values()))
+    restored(suite, spec.dataset_name, spec.recipe.threads)
+    data, runs = Path("data") / suite.scale, Path("results") / suite.scale / "runs"
     prepared, lists = data / spec.dataset_name, data / "splits" / spec.split
     classes = spec.dataset.classes
-    runs = results / "runs"
     if params.kind == "predictions":
         chosen = predict.richest(prepared, read_ids(lists / "val.txt"), spec.dataset, params.images)
         seen = {

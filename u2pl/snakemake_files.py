@@ -11,6 +11,7 @@ import os
 import shutil
 import socket
 from base64 import urlsafe_b64decode, urlsafe_b64encode
+from contextlib import suppress
 from pathlib import Path
 from typing import IO, Any
 
@@ -30,17 +31,16 @@ def clear_stale_lock() -> None:
     """
     _STATE.mkdir(exist_ok=True)
     own = _STATE / f"alive.{socket.gethostname()}"
-    stream = own.open("a")
+    stream = own.open(
+        "a+"
+    )  # NFS shares a lock only on what can be read, and gives it alone only on what can be written
     _alive.append(stream)
-    try:
-        fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        if list(_STATE.glob("alive.*")) == [own]:
-            shutil.rmtree(_STATE / "locks", ignore_errors=True)
+    with suppress(OSError):  # a file system without such locks: Snakemake's own message says what to do
+        with suppress(BlockingIOError):
+            fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            if list(_STATE.glob("alive.*")) == [own]:
+                shutil.rmtree(_STATE / "locks", ignore_errors=True)
         fcntl.flock(stream, fcntl.LOCK_SH)
-    except BlockingIOError:
-        fcntl.flock(stream, fcntl.LOCK_SH)
-    except OSError:
-        pass  # a file system without such locks: Snakemake's own message says what to do
 
 
 def records_file(scale: str) -> Path:
@@ -49,12 +49,17 @@ def records_file(scale: str) -> Path:
 
 
 def write_records(scale: str) -> None:
-    """Write what Snakemake has recorded about the outputs of a scale, by their paths."""
+    """Write what Snakemake has recorded about the outputs of a scale, by their paths.
+
+    Raises UserError if it has recorded nothing.
+    """
     folders = (f"data/{scale}/", f"results/{scale}/", "weights/")
     records = {}
     for path in _METADATA.rglob("*"):
         if path.is_file() and (output := _output(path)).startswith(folders):
             records[output] = read_json(path)
+    if not records:
+        raise UserError(_METADATA, f"no records of the scale {scale!r}", "those of a Snakemake that has run here")
     target = records_file(scale)
     write_json(target, records)
     _stamp(scale).write_text(sha256(target), encoding="utf-8")

@@ -1,4 +1,6 @@
+import functools
 import io
+import multiprocessing
 import os
 import shutil
 import tarfile
@@ -334,6 +336,24 @@ def test_files_whose_manifest_alone_was_pulled_come_back(
         files = {path.relative_to(target): path.read_bytes() for path in target.rglob("*") if path.is_file()}
         assert files == {path.relative_to(pascal): path.read_bytes() for path in pascal.rglob("*") if path.is_file()}
         assert (target / "manifest.json").stat().st_mtime_ns == before
+
+
+def test_many_jobs_that_miss_the_pulled_files_at_once(
+    archives: Path, pascal: Path, make_dataset: Make, tmp_path: Path
+) -> None:
+    """The first converts; the others, which waited, find everything there, and none sees half of it."""
+    target = tmp_path / "pascal"
+    target.mkdir()
+    shutil.copy(pascal / "manifest.json", target)
+    job = functools.partial(restore, make_dataset("pascal"), archives, target, 1)
+    jobs = [multiprocessing.get_context("spawn").Process(target=job) for _ in range(4)]
+    for process in jobs:
+        process.start()
+    for process in jobs:
+        process.join()
+    assert [process.exitcode for process in jobs] == [0] * len(jobs)
+    files = {path.relative_to(target): path.read_bytes() for path in target.rglob("*") if path.is_file()}
+    assert files == {path.relative_to(pascal): path.read_bytes() for path in pascal.rglob("*") if path.is_file()}
 
 
 def test_archives_that_give_other_files_than_the_pulled_manifest_says(

@@ -1,5 +1,6 @@
 """The grid: the paper's tables name 72 distinct trainings a seed, and a mistake is blamed on its file and key."""
 
+import re
 import shutil
 import subprocess
 import sys
@@ -10,6 +11,7 @@ import yaml
 
 from u2pl.errors import UserError
 from u2pl.experiments import load_suite, scale_names
+from u2pl.experiments.schema import public
 
 ROOT = Path(__file__).parents[2]
 
@@ -155,6 +157,8 @@ def edit(path: Path, change) -> None:
         ("tables/table5.yaml", lambda v: v["columns"][0].update(fraction="1/3"), ["table5", "1/3", "1/16"]),
         ("tables/table5.yaml", lambda v: v["columns"][0].update(protocol="blender"), ["table5", "'pascal_blender'"]),
         ("tables/table5.yaml", lambda v: v["rows"][0]["paper"].pop(), ["table5", "1 paper values for 2 columns"]),
+        ("tables/table5.yaml", lambda v: v["rows"][1].update(title=v["rows"][0]["title"]), ["table5", "one row"]),
+        ("tables/table5.yaml", lambda v: v["columns"][1].update(v["columns"][0]), ["table5", "one column"]),
         ("protocols.yaml", lambda v: v["cityscapes"].update(dataset="city"), ["protocols.yaml", "'cityscapes'"]),
     ],
 )  # fmt: skip
@@ -164,6 +168,50 @@ def test_a_mistake_is_named(params, file, change, named):
         load_suite("demo", params)
     assert all(part in str(caught.value) for part in named), str(caught.value)
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        lambda archive: archive.update(mirrors="https://user:s3cret@mirror.example.org/voc.tar"),
+        lambda archive: archive.update(mirrors={"one": "https://user:s3cret@mirror.example.org/voc.tar"}),
+        lambda archive: archive.update(md5="https://user:s3cret@mirror.example.org/voc.tar?token=s3cret"),
+    ],
+)
+def test_a_mistake_in_an_address_does_not_show_its_password(params, wrong):
+    edit(params / "params/datasets.yaml", lambda v: wrong(v["pascal"]["archives"]["voc"]))
+    with pytest.raises(UserError) as caught:
+        load_suite("paper", params)
+    assert "pascal.archives.voc" in str(caught.value) and "s3cret" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("url", "shown"),
+    [
+        ("https://host.example.org/a/file.tar?token=s3cret#part", "https://host.example.org/a/file.tar"),
+        ("https://user:s3cret@host.example.org/file.tar", "https://host.example.org/file.tar"),
+        ("https://s3cret@host.example.org/file.tar", "https://host.example.org/file.tar"),
+        ("https://user:s3/cret@host.example.org/file.tar", "https://host.example.org/file.tar"),
+        ("https://user:s3#cret@host.example.org/file.tar", "https://host.example.org/file.tar"),
+        ("https://user:s3?cret@host.example.org/file.tar", "https://host.example.org/file.tar"),
+        ("http://localhost:8000/file.tar", "http://localhost:8000/file.tar"),
+        ("https://host.example.org/v@1/file.tar", "https://host.example.org/v@1/file.tar"),
+        ("file:data/demo/upstream/file.tar", "file:data/demo/upstream/file.tar"),
+    ],
+)
+def test_an_address_is_shown_without_secrets(url, shown):
+    assert public(url) == shown
+
+
+def test_the_method_of_the_guide_loads(params):
+    """docs/add-a-method.md, step 4."""
+    guide = (ROOT / "docs/add-a-method.md").read_text()
+    entry = yaml.safe_load(re.search(r"^       my_method:\n(?:         .*\n)+", guide, re.M)[0])
+    edit(params / "params/methods.yaml", lambda v: v.update(entry))
+    row = {"title": "Mine", "method": "my_method", "paper": [None, None]}
+    edit(params / "params/tables/table5.yaml", lambda v: v["rows"].append(row))
+    suite = load_suite("demo", params)
+    assert any(spec.method == "my_method" and spec.settings.eta == 0.5 for spec in suite.runs.values())
 
 
 def test_exit_code_2_and_one_line(params):

@@ -21,6 +21,8 @@ pytestmark = pytest.mark.slurm
 ROOT = Path(__file__).parents[2]
 SNAKEMAKE = str(Path(sys.executable).parent / "snakemake")
 SUPONLY, U2PL = (f"pascal_classic-4-{method}-seed0" for method in ("suponly", "u2pl"))
+CELL = {"table": "small", "row": "U2PL", "protocol": "pascal_classic", "fraction": "1/8"}
+FIGURES = {"fig1": {"kind": "classes", "caption": "Classes.", "cells": {"U2PL": CELL}}}
 EPOCHS = 16
 
 
@@ -28,10 +30,15 @@ def profile(folder: Path, **changes) -> None:
     """The shipped profile with what this site changes: partitions, one fake GPU a run, states asked for more often."""
     site = yaml.safe_load((ROOT / "workflow/profiles/slurm/config.yaml").read_text())
     site["default-resources"]["slurm_partition"] = "low"
-    site["set-resources"]["train"] |= {"slurm_partition": "low", "gpu": 1}
+    for rule in ("train", "predicted_figure"):
+        site["set-resources"][rule] |= {"slurm_partition": "low", "gpu": 1}
     # Without the early warning: the limit itself has to be survived.
     site["set-resources"]["train"].pop("slurm_extra")
-    own = {"config": ["scale=demo"], "slurm-status-command": "squeue", "slurm-init-seconds-before-status-checks": 3}
+    own = {
+        "config": ["scale=demo", "device=cpu"],
+        "slurm-status-command": "squeue",
+        "slurm-init-seconds-before-status-checks": 3,
+    }
     path = folder / "workflow/profiles/slurm/config.yaml"
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(yaml.safe_dump(site | own | changes))
@@ -66,7 +73,7 @@ def output(folder: Path) -> str:
 @pytest.fixture(scope="module")
 def finished(cluster, tmp_path_factory, small_checkout):
     """A checkout whose only table has been made on the cluster."""
-    folder = small_checkout(tmp_path_factory.mktemp("checkout"))
+    folder = small_checkout(tmp_path_factory.mktemp("checkout"), FIGURES)
     profile(folder)
     snakemake(folder)
     return folder
@@ -125,6 +132,8 @@ def test_from_fetch_to_latex(finished, cluster):
     assert {job["Comment"].removeprefix("rule_train_wildcards_") for job in trained} == {SUPONLY, U2PL}
     for job in trained:
         assert job["TresPerJob"] == "gres:gpu:1" and job["Partition"] == "low" and job["Requeue"] == "1"
+    (figure,) = cluster.jobs("rule_predicted_figure")
+    assert figure["TresPerJob"] == "gres:gpu:1" and (finished / "results/demo/figures/fig1.png").stat().st_size
     # Downloads never left the login node.
     assert not cluster.jobs("rule_fetch") and (finished / "logs/demo/fetch_pascal_voc.log").exists()
 

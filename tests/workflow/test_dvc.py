@@ -16,6 +16,8 @@ import yaml
 ROOT = Path(__file__).parents[2]
 BIN = Path(sys.executable).parent
 RUNS = ["pascal_classic-4-suponly-seed0", "pascal_classic-4-u2pl-r_low=2-seed0"]
+CELL = {"table": "small", "row": "U2PL", "protocol": "pascal_classic", "fraction": "1/8"}
+FIGURES = {"fig1": {"kind": "classes", "caption": "Classes.", "cells": {"U2PL": CELL}}}
 STAGES = [
     "fetch@pascal",
     "fetch@cityscapes",
@@ -78,7 +80,7 @@ def damaged(folder):
 @pytest.fixture(scope="module")
 def home(tmp_path_factory, small_checkout):
     """A repository whose only table DVC has made from nothing, pushed to a folder."""
-    folder = small_checkout(tmp_path_factory.mktemp("dvc") / "home", overrides={"r_low": 2})
+    folder = small_checkout(tmp_path_factory.mktemp("dvc") / "home", FIGURES, {"r_low": 2})
     shutil.copytree(ROOT / ".dvc", folder / ".dvc", ignore=shutil.ignore_patterns("cache", "tmp", "config.local"))
     for name in ("dvc.yaml", "params.yaml", ".dvcignore", ".gitignore", "Makefile"):
         shutil.copy(ROOT / name, folder / name)
@@ -117,6 +119,16 @@ def test_git_has_the_lock_and_no_data(home):
     assert sum(out.get("nfiles", 1) for stage in outputs.values() for out in stage["outs"]) < 60
 
 
+def test_an_edited_figure_is_made_again(home):
+    path = home / "params/figures.yaml"
+    before = path.read_text()
+    try:
+        path.write_text(before.replace("Classes.", "Other classes."))
+        assert list(yaml.safe_load(ok(home, "dvc", "status", "--json"))) == ["tables"]
+    finally:
+        path.write_text(before)
+
+
 def test_a_second_repro_does_nothing_and_one_after_snakemake_trains_nothing(home):
     assert stages_run(ok(home, "dvc", "repro")) == []
     assert nothing_to_do(home)
@@ -138,6 +150,11 @@ def test_everything_comes_back_from_the_remote_without_training(home, clone):
     assert nothing_to_do(clone, "--max-checksum-file-size", "10000")
     tables = content(home, "results/demo/tables")
     assert content(clone, "results/demo/tables") == tables and "small.tex" in tables
+    # What asks the networks about images that have not come along makes those of the archives.
+    shutil.rmtree(clone / "results/demo/figures")
+    ok(clone, "u2pl", "figure", "fig1")
+    figures = content(home, "results/demo/figures")
+    assert content(clone, "results/demo/figures").items() <= figures.items() and "fig1.pdf" in figures
     shutil.rmtree(clone / "results/demo/tables")
     (clone / "results/demo/cells.csv").unlink()
     assert trained(ok(clone, "snakemake", "--profile", "demo")) == []

@@ -16,6 +16,7 @@ import threading
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -46,27 +47,33 @@ class _Plan:
     masks: dict[tuple[str, str], str] = field(default_factory=dict)
 
 
-def prepare(dataset: Dataset, archives: Path, target: Path, workers: int, manifest: str = "manifest.json") -> None:
+def prepare(dataset: Dataset, archives: Path, target: Path, workers: int) -> None:
     """Convert the archives of `dataset` in the folder `archives` into the folder `target`, with `workers` processes.
 
     Resumes: a file with its final name is complete and is not written again, unless the archives changed. One process
     at a time. Raises UserError for a missing, unsafe or damaged archive, an image that does not decode, a mask of
     another size, an unknown label, lists whose lengths differ from `dataset.counts`, and a full disk.
     """
-    paths = {key: archives / archive.file for key, archive in dataset.archives.items()}
-    expected_keys = {"pascal": {"voc", "sbd"}, "cityscapes": {"images", "labels"}}[dataset.kind]
-    if set(paths) != expected_keys:
-        raise UserError(f"archives of {dataset.kind}", sorted(paths), sorted(expected_keys))
+    with _alone(target, workers):
+        _prepare(dataset, archives, target, max(1, workers), "manifest.json")
+
+
+@contextmanager
+def _alone(target: Path, workers: int) -> Iterator[None]:
     with locked(target):
         try:
-            _prepare(dataset, paths, target, max(1, workers), manifest)
+            yield
         except BrokenProcessPool as error:
             raise UserError(target, "a worker that was killed", f"memory for {workers} of them") from error
         except OSError as error:
             raise UserError(error.filename or target, error.strerror, "a file that can be written") from error
 
 
-def _prepare(dataset: Dataset, paths: dict[str, Path], target: Path, workers: int, manifest: str) -> None:
+def _prepare(dataset: Dataset, archives: Path, target: Path, workers: int, manifest: str) -> None:
+    paths = {key: archives / archive.file for key, archive in dataset.archives.items()}
+    expected_keys = {"pascal": {"voc", "sbd"}, "cityscapes": {"images", "labels"}}[dataset.kind]
+    if set(paths) != expected_keys:
+        raise UserError(f"archives of {dataset.kind}", sorted(paths), sorted(expected_keys))
     (target / manifest).unlink(missing_ok=True)
     hashes = {path.name: fetched_sha256(path) for path in paths.values()}
     _start(
@@ -112,22 +119,30 @@ def restore(dataset: Dataset, archives: Path, target: Path, workers: int) -> Non
     if not manifest.is_file():
         return
     recorded = read_json(manifest)
-    try:
-        present = read_json(target / "sources.json")["archives"] == recorded["archives"]
-    except UserError:
-        present = False
-    folders = ("images", "masks", "lists")
-    if present and sum(len(list((target / name).glob("[!.]*"))) for name in folders) == recorded["files"]:
+    if _present(target, recorded):
         return
-    print(f"{target}: no files but the manifest; converting the archives again", flush=True)
-    prepare(dataset, archives, target, workers, restored.name)
-    found = read_json(restored)
-    restored.unlink()
+    with _alone(target, workers):
+        if _present(target, recorded):  # by the process that had the lock
+            return
+        print(f"{target}: no files but the manifest; converting the archives again", flush=True)
+        _prepare(dataset, archives, target, max(1, workers), restored.name)
+        found = read_json(restored)
+        restored.unlink()
     if found != recorded:
         differs = next(name for name in found if found[name] != recorded.get(name))
         raise UserError(
             f"{archives} as prepared: {differs}", found[differs], f"{recorded.get(differs)}, as {manifest} says"
         )
+
+
+def _present(target: Path, recorded: dict[str, Any]) -> bool:
+    """Whether the files that a manifest records stand in the folder, all of them and of the same archives."""
+    try:
+        same = read_json(target / "sources.json")["archives"] == recorded["archives"]
+    except UserError:
+        return False
+    folders = ("images", "masks", "lists")
+    return same and sum(len(list((target / name).glob("[!.]*"))) for name in folders) == recorded["files"]
 
 
 def _end_with_parent() -> None:

@@ -9,6 +9,7 @@ import yaml
 from pydantic import BaseModel, ValidationError
 
 from u2pl.errors import UserError
+from u2pl.experiments.schema import public
 
 Model = TypeVar("Model", bound=BaseModel)
 
@@ -52,8 +53,14 @@ def validate(model: type[Model], value: Any, where: Path, prefix: tuple[str, ...
         if first["type"] == "extra_forbidden":
             expected = nearest(location[-1], _fields(model, first["loc"][:-1]))
             raise UserError(f"{where}: {key}", "an unknown key", expected) from error
-        found = "nothing" if first["type"] == "missing" else repr(first["input"])
+        found = "nothing" if first["type"] == "missing" else _shown(first["input"])
         raise UserError(f"{where}: {key}", found[:80], first["msg"]) from error
+
+
+def _shown(value: Any) -> str:
+    """The value without the secrets of an address."""
+    text = repr(public(value) if isinstance(value, str) else value)
+    return type(value).__name__ if "://" in text and not isinstance(value, str) else text
 
 
 def _fields(model: Any, location: tuple[Any, ...]) -> list[str]:

@@ -16,8 +16,12 @@ ListPath = Annotated[str, Field(pattern=r"^\w[\w-]*(/\w[\w-]*)*\.txt$")]  # neve
 
 
 def public(url: str) -> str:
-    """The address without what may be secret: user, password, query and fragment."""
-    return re.sub(r"[?#].*", "", re.sub(r"^([\w+.-]+://)[^/?#]*@", r"\1", url), flags=re.DOTALL)
+    """The address without what may be secret: user, password, query and fragment.
+
+    Behind a user's colon everything up to the last @ may be the password, a slash that should have been %2F as well.
+    """
+    bare = re.sub(r"^([\w+.-]+://)(?:[^/?#@]*:.*@|[^/?#]*@)", r"\1", url, flags=re.DOTALL)
+    return re.sub(r"[?#].*", "", bare, flags=re.DOTALL)
 
 
 class Strict(BaseModel):
@@ -315,6 +319,14 @@ class Table(Strict):
         for row in self.rows:
             if len(row.paper) != len(self.columns):
                 raise ValueError(f"row {row.title!r} has {len(row.paper)} paper values for {len(self.columns)} columns")
+        return self
+
+    @model_validator(mode="after")
+    def cells_are_distinct(self) -> "Table":
+        titles, columns = [row.title for row in self.rows], [f"{c.protocol} {c.fraction}" for c in self.columns]
+        for kind, names in (("row", titles), ("column", columns)):
+            if doubled := [name for name in names if names.count(name) > 1]:
+                raise ValueError(f"one {kind} of a name, not {names.count(doubled[0])} named {doubled[0]!r}")
         return self
 
 

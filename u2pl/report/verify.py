@@ -70,7 +70,10 @@ def verify(suite: Suite, data: Path, results: Path) -> list[Check]:
     """
     datasets = sorted({spec.dataset_name for spec in suite.runs.values()})
     checks: list[Check] = []
-    hashes = [*_archives(suite, data, datasets), *_published(suite, data)]
+    hashes: list[Hash] = []
+    for item in [*_archives(suite, data, datasets), *_published(suite, data)]:
+        hashes += [item] if isinstance(item, Hash) else []
+        checks += [item] if isinstance(item, Check) else []
     for folder in (data / name for name in datasets):
         # The manifest alone is what `dvc pull` brings.
         if not (folder / "manifest.json").exists() or not (folder / "images").exists():
@@ -123,19 +126,24 @@ def _left_out(kind: str, path: Path) -> Check:
     return Check(kind, path, "unchecked" if path.exists() else "absent")
 
 
-def _declared(path: Path, archive: Archive) -> list[Hash]:
+def _declared(path: Path, archive: Archive) -> list[Hash | Check]:
     hashes = (("md5", archive.md5), ("sha256", archive.sha256))
-    declared = [Hash("archives", path, digest or "", "params", algorithm) for algorithm, digest in hashes]
+    declared: list[Hash | Check] = [
+        Hash("archives", path, digest or "", "params", algorithm) for algorithm, digest in hashes
+    ]
     return declared + _fetched("archives", path)
 
 
-def _fetched(kind: str, path: Path) -> list[Hash]:
-    """What the manifest of a fetched file says of it."""
+def _fetched(kind: str, path: Path) -> list[Hash | Check]:
+    """What the manifest of a fetched file says of it; where it says nothing, that."""
     manifest = manifest_of(path)
-    return [Hash(kind, path, str(read_json(manifest).get("sha256")), manifest)] if manifest.exists() else []
+    check, digest = _tried(kind, manifest, lambda file: str(read_json(file)["sha256"]))
+    if check.state == "differs":
+        return [check]
+    return [] if digest is None else [Hash(kind, path, digest, manifest)]
 
 
-def _archives(suite: Suite, data: Path, datasets: Iterable[str]) -> Iterator[Hash]:
+def _archives(suite: Suite, data: Path, datasets: Iterable[str]) -> Iterator[Hash | Check]:
     """Archives and encoder weights, by params; archives also by the manifest of what was prepared from them."""
     for name in datasets:
         manifest = data / name / "manifest.json"
@@ -161,16 +169,16 @@ def _read_checksums(folder: Path) -> list[Hash]:
     return [Hash("prepared", folder / name, digest, path, required=True) for digest, _, name in lines]
 
 
-def _published(suite: Suite, data: Path) -> Iterator[Hash]:
+def _published(suite: Suite, data: Path) -> Iterator[Hash | Check]:
     """Fetched split lists, by the manifests of the splits made of them."""
     for split in sorted({spec.split for spec in suite.runs.values()}):
         _, hashes = _tried("splits", data / "splits" / split / "manifest.json", _read_files, data / "lists")
         yield from hashes or []
 
 
-def _read_files(manifest: Path, lists: Path) -> list[Hash]:
+def _read_files(manifest: Path, lists: Path) -> list[Hash | Check]:
     content = read_json(manifest)
-    hashes = []
+    hashes: list[Hash | Check] = []
     for facts in filter(None, content.get("files", {}).values()):
         path = lists / content["source"] / facts["path"]
         hashes += [Hash("splits", path, str(facts["sha256"]), manifest), *_fetched("splits", path)]
@@ -198,8 +206,11 @@ def _read_record(path: Path, spec: RunSpec, data: Path) -> list[Hash]:
         manifest = folder / "manifest.json"
         if manifest.exists() and (now_sha256 := sha256(manifest)) != provenance[key]:
             raise UserError(path, f"{key} {provenance[key]}", f"{now_sha256} of today's {manifest}")
+    # Weights may be left behind where results go, as those of the scale mini are.
     files = {name: str(record["files"][name]) for name in ("weights.pt", "history.csv")}
-    hashes = [Hash("runs", path.parent / name, digest, path, required=True) for name, digest in files.items()]
+    hashes = [
+        Hash("runs", path.parent / name, digest, path, required=name != "weights.pt") for name, digest in files.items()
+    ]
     return hashes + ([Hash("archives", Path(encoder["file"]), str(encoder["sha256"]), path)] if encoder else [])
 
 
@@ -360,7 +371,7 @@ def render(checks: Collection[Check], console: Console) -> None:
     for kind, group in groups.items():
         table.add_row(kind, *(str(sum(check.state == state for check in group)) for state in states))
     console.print(table)
-    for state, meaning in (("absent", "not made yet"), ("unchecked", "cannot be checked")):
+    for state, meaning in (("absent", "not here"), ("unchecked", "cannot be checked")):
         for group in groups.values():
             if paths := [str(check.path) for check in group if check.state == state]:
                 more = f" and {len(paths) - 1} more" if len(paths) > 1 else ""

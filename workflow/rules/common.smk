@@ -54,9 +54,24 @@ def drawn_from(wildcards):
     return expand(f"{RESULTS}/runs/{{run}}/history.csv", run=sorted({run for seeds in runs for run in seeds}))
 
 
-def predicts(wildcards):
-    """The recipe of the network that a figure asks, one image at a time; None if it only draws numbers."""
-    if suite.figures[wildcards.figure].table is not None:
-        return None
+def one_of(names):
+    """A constraint that lets a wildcard be one of the names; none of them may be there."""
+    return "|".join(map(re.escape, names)) or "(?!)"
+
+
+# The figures that ask networks, and do not only draw numbers.
+PREDICTED = [name for name, figure in suite.figures.items() if figure.table is None]
+# What captions and verdicts say of the data.
+DATA_SHOWN = f"{suite.params.title}, {'synthetic' if suite.params.synthetic else 'the paper' + chr(39) + 's'}"
+
+
+def drawn_table(wildcards):
+    """What a figure of numbers writes beside them: titles of rows and columns."""
+    table = suite.figures[wildcards.figure].table
+    return suite.tables[table].model_dump_json() if table else ""
+
+
+def asked(wildcards):
+    """The recipe of the network that a figure asks, one image at a time."""
     cell, *_ = figure_cells(suite, wildcards.figure).values()
     return suite.runs[cell.runs[0]].recipe

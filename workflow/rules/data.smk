@@ -60,6 +60,7 @@ for name, dataset in suite.datasets.items():
             scale=suite.scale,
             dataset=name,
             counts=str(sorted(dataset.counts.items())),
+            labels=dataset.model_dump_json(include={"kind", "classes", "ignore_label"}),
         shell:
             "u2pl data prepare {params.dataset} --scale {params.scale} --workers {threads} > {log} 2>&1"
 

@@ -14,16 +14,28 @@ rule figure:
         ),
     log:
         f"logs/{suite.scale}/figures/{{figure}}.log",
-    threads: lambda wildcards: recipe.threads if (recipe := predicts(wildcards)) else 1
-    resources:
-        gpu=lambda wildcards: int(bool((recipe := predicts(wildcards)) and recipe.gpus)),
-        mem_mb=lambda wildcards: recipe.mem_mb if (recipe := predicts(wildcards)) else 2000,
+    wildcard_constraints:
+        figure=one_of(name for name in suite.figures if name not in PREDICTED),
     params:
         scale=suite.scale,
+        device="auto",
         figure=lambda wildcards: suite.figures[wildcards.figure].model_dump_json(),
+        table=drawn_table,
         caption=lambda wildcards: suite.figures[wildcards.figure].caption,
     shell:
-        "u2pl figure {wildcards.figure} --scale {params.scale} > {log} 2>&1"
+        "u2pl figure {wildcards.figure} --scale {params.scale} --device {params.device} > {log} 2>&1"
+
+
+# A rule of its own: on a cluster it takes a GPU, in the partition that has them.
+use rule figure as predicted_figure with:
+    wildcard_constraints:
+        figure=one_of(PREDICTED),
+    threads: lambda wildcards: asked(wildcards).threads
+    resources:
+        gpu=lambda wildcards: min(asked(wildcards).gpus, 1),
+        mem_mb=lambda wildcards: asked(wildcards).mem_mb,
+    params:
+        device=config["device"],
 
 
 rule figures:
@@ -42,5 +54,7 @@ rule page:
         f"logs/{suite.scale}/page.log",
     params:
         scale=suite.scale,
+        tables=str([table.model_dump_json() for table in suite.tables.values()]),
+        data=DATA_SHOWN,
     shell:
         "u2pl page --scale {params.scale} > {log} 2>&1"

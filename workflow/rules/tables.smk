@@ -16,6 +16,7 @@ rule cells:
         scale=suite.scale,
         cells=str([cell.model_dump(mode="json") for cell in suite.cells]),
         margin=suite.params.equivalence_margin,
+        data=DATA_SHOWN,
     shell:
         "u2pl cells --scale {params.scale} > {log} 2>&1"
 
@@ -40,6 +41,7 @@ rule table:
         scale=suite.scale,
         table=lambda wildcards: suite.tables[wildcards.table].model_dump_json(),
         margin=suite.params.equivalence_margin,
+        data=DATA_SHOWN,
         caption=lambda wildcards: suite.tables[wildcards.table].caption,
     shell:
         "u2pl table {wildcards.table} --scale {params.scale} > {log} 2>&1"
