@@ -86,15 +86,17 @@ def test_pseudo_labels_are_eq_6() -> None:
     assert 0 < (found == IGNORE).sum() < found.size
 
 
-def test_unsupervised_loss_is_lambda_u_times_eq_3() -> None:
+def test_unsupervised_loss_is_lambda_u_times_the_mean_over_reliable_pixels() -> None:
+    """L_u = (B H W / reliable pixels) * mean cross-entropy over reliable pixels, as the released code has it."""
     generator = torch.Generator().manual_seed(2)
     logits = torch.randn(B, C, H, W, generator=generator)
     labels = torch.randint(C, (B, H, W), generator=generator)
     labels[0, :2] = IGNORE
     labels[1, 4, 1] = IGNORE
-    per_image = [sum(losses) / (H * W) for losses in cross_entropies(logits, labels)]
-    lambda_u = 0.7 * B * H * W / (labels != IGNORE).sum().item()
-    expected = lambda_u * sum(per_image) / B
+    reliable = (labels != IGNORE).sum().item()
+    assert reliable < B * H * W
+    lambda_u = 0.7 * B * H * W / reliable
+    expected = lambda_u * sum(sum(cross_entropies(logits, labels), [])) / reliable
     assert pl.unsupervised_loss(logits, labels, 0.7, IGNORE).item() == pytest.approx(expected, rel=1e-5)
     assert pl.unsupervised_weight(labels, 0.7, IGNORE).item() == pytest.approx(lambda_u)
 

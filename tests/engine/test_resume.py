@@ -5,6 +5,7 @@ import functools
 import json
 import os
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -231,10 +232,19 @@ def test_other_settings_start_over_and_say_so(
     assert len(outcome(tmp_path / "run")["history"]) == 3
 
 
-def test_the_code_version_is_of_the_sources() -> None:
-    made = checkpoints.maker(torch.device("cpu"))
-    assert made == checkpoints.maker(torch.device("cpu"))
-    assert made["ranks"] == "1" and len(made["code"]) == 12
+def test_the_code_version_is_of_the_sources(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A changed file of any part that makes the numbers is another version; one of the reports is not."""
+    package = tmp_path / "u2pl"
+    shutil.copytree(Path(checkpoints.__file__).parents[1], package)
+    monkeypatch.setattr(checkpoints, "__file__", str(package / "engine/checkpoints.py"))
+    versions = [checkpoints.maker(torch.device("cpu"))["code"]]
+    for part in ("components", "data", "engine", "methods", "models"):
+        with next((package / part).glob("[a-z]*.py")).open("a") as source:
+            source.write("# changed\n")
+        versions.append(checkpoints.maker(torch.device("cpu"))["code"])
+    assert len(set(versions)) == 6
+    (package / "report/page.py").write_text("")
+    assert checkpoints.maker(torch.device("cpu"))["code"] == versions[-1]
 
 
 def test_signal_handlers_come_back(

@@ -11,7 +11,7 @@ from u2pl.experiments import load_suite
 ROOT = Path(__file__).parents[2]
 SNAKEMAKE = str(Path(sys.executable).parent / "snakemake")
 BASELINE = ROOT / "results/baselines/check.csv"
-SETTINGS = "pascal_blender-6-"
+SETTINGS = "pascal_blender-24-"
 # A run that the fault concerns, and what makes it.
 FAULTS = {
     "r_low off by one": (

@@ -6,7 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from u2pl.components.collectives import total
+from u2pl.components.collectives import total, world_size
 
 
 def entropy(probs: Tensor) -> Tensor:
@@ -71,17 +71,19 @@ def supervised_loss(logits: Tensor, labels: Tensor, ignore: int) -> Tensor:
 
 
 def unsupervised_weight(labels: Tensor, eta: float, ignore: int) -> Tensor:
-    """Eq. 8: lambda_u = eta * |B_u| * H * W / (pixels of `labels` that are not `ignore`); 0 if none."""
-    reliable = (labels != ignore).sum()
-    return torch.where(reliable > 0, eta * labels.numel() / reliable.clamp(min=1), 0.0)
+    """Eq. 8: lambda_u = eta * |B_u| * H * W / (pixels of `labels` that are not `ignore`); 0 if none.
+
+    `labels` are one rank's, and the images those of all ranks.
+    """
+    reliable = total((labels != ignore).sum())
+    return torch.where(reliable > 0, eta * world_size() * labels.numel() / reliable.clamp(min=1), 0.0)
 
 
 def unsupervised_loss(logits: Tensor, labels: Tensor, eta: float, ignore: int) -> Tensor:
     """lambda_u * L_u of Eq. 1 for `logits` (B, C, H, W) and pseudo-labels (B, H, W).
 
-    L_u (Eq. 3) is the mean over images of the mean cross-entropy over *all* H * W pixels, in which ignored pixels
-    count 0. lambda_u (Eq. 8, `unsupervised_weight`) divides by the share of reliable pixels. The product is therefore
-    eta times the mean cross-entropy over reliable pixels, and is computed as that: no pair of large and small
-    factors. Without a reliable pixel it is 0.
+    L_u (Eq. 3) is the mean cross-entropy over the reliable pixels, as in the released code; the paper does not say over
+    which pixels its cross-entropy is taken. lambda_u (Eq. 8, `unsupervised_weight`) comes on top of that. Without a
+    reliable pixel the product is 0.
     """
-    return eta * supervised_loss(logits, labels, ignore)
+    return unsupervised_weight(labels, eta, ignore) * supervised_loss(logits, labels, ignore)

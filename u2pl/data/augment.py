@@ -1,5 +1,6 @@
 """Weak augmentation, centre crop and normalisation; images stay uint8 until they are on the device."""
 
+import functools
 from collections.abc import Sequence
 from typing import Any
 
@@ -92,7 +93,12 @@ def _fit(values: Tensor, crop: int, above: int, before: int, fill: float | Seque
 
 def normalise(images: Tensor, mean: Sequence[float], std: Sequence[float]) -> Tensor:
     """(B, 3, H, W) uint8 -> float32 on the images' device: (value - mean) / std, all on the scale 0 to 255."""
-    shape = (3, 1, 1)
-    centre = torch.tensor(mean, dtype=torch.float32, device=images.device).view(shape)
-    spread = torch.tensor(std, dtype=torch.float32, device=images.device).view(shape)
+    centre, spread = (_constant(tuple(values), images.device) for values in (mean, std))
     return (images.float() - centre) / spread
+
+
+@functools.cache
+def _constant(values: tuple[float, ...], device: torch.device) -> Tensor:
+    """(3, 1, 1), once: a copy from the host makes it wait for the device."""
+    with torch.inference_mode(False):  # whoever asks first, training can use it
+        return torch.tensor(values, dtype=torch.float32, device=device).view(3, 1, 1)

@@ -29,10 +29,13 @@ def cpu_copy(module: nn.Module | None) -> dict[str, Tensor] | None:
 
 
 def save(path: Path, value: dict[str, Any]) -> None:
-    """torch.save, atomically; equal values give equal bytes."""
+    """torch.save, atomically; equal values give equal bytes. Raises UserError as `atomic_path` does."""
     # Given a path, torch.save writes the file's name, here a random one, into the file.
     with atomic_path(path) as temporary, temporary.open("wb") as stream:
-        torch.save(value, stream)
+        try:
+            torch.save(value, stream)
+        except RuntimeError as error:  # torch's writer hides what the stream has raised
+            raise error.__context__ if isinstance(error.__context__, OSError) else error from None
 
 
 def load(path: Path) -> dict[str, Any]:

@@ -5,6 +5,7 @@ import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import timedelta
+from typing import Any
 
 import torch
 import torch.distributed as dist
@@ -16,6 +17,8 @@ from u2pl.errors import UserError
 # Of any exchange between ranks. With the time torchrun takes to end the others, a job outlives a lost rank by less than
 # two minutes.
 TIMEOUT = timedelta(seconds=70)
+PATIENCE = timedelta(hours=2)  # for the files of the first rank: gigabytes, perhaps on a busy file system
+_patient: Any = None  # the group of ranks that waits so long
 
 
 def is_rank() -> bool:
@@ -39,8 +42,16 @@ def joined(device: torch.device) -> Iterator[torch.device]:
         torch.cuda.set_device(device)
     # gloo as well, so that ranks can agree on something without waiting for their GPUs
     dist.init_process_group("cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo", timeout=TIMEOUT)
+    global _patient
+    _patient = dist.new_group(backend="gloo", timeout=PATIENCE)
     yield device
     dist.destroy_process_group()  # after an error the process ends: peers may be gone
+
+
+def wait_for_files() -> None:
+    """Wait until all ranks are here, above all the first, which writes the files; a lost rank ends the wait at once."""
+    if world_size() > 1:
+        dist.barrier(group=_patient)
 
 
 class SyncBatchNorm2d(nn.BatchNorm2d):

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 from torch.utils.data import DataLoader
+from torch.utils.data import Dataset as TorchDataset
 
 from u2pl.components.collectives import rank, total, world_size
 from u2pl.data.augment import centre_crop, normalise
@@ -90,7 +91,29 @@ def sliding_logits(network: nn.Module, image: Tensor, crop: int, stride: int, ba
     return (total / count)[..., :height, :width]
 
 
-def _collate(samples: list[Sample], crop: int | None, pad: int, mean: tuple[float, ...]) -> Sample:
+class _Readable(TorchDataset[Sample | UserError]):
+    """With the UserError in place of the sample: torch would rebuild one that a worker raises from a single string."""
+
+    def __init__(self, folder: SegmentationFolder) -> None:
+        self.folder = folder
+
+    def __len__(self) -> int:
+        return len(self.folder)
+
+    def __getitem__(self, index: int) -> Sample | UserError:
+        try:
+            return self.folder[index]
+        except UserError as error:
+            return error
+
+
+def _collate(
+    found: list[Sample | UserError], crop: int | None, pad: int, mean: tuple[float, ...]
+) -> Sample | UserError:
+    for item in found:
+        if isinstance(item, UserError):
+            return item
+    samples = [item for item in found if not isinstance(item, UserError)]
     if crop is not None:
         samples = [centre_crop(image, mask, crop, pad, mean) for image, mask in samples]
     return torch.stack([image for image, _ in samples]), torch.stack([mask for _, mask in samples])
@@ -103,14 +126,18 @@ def _batches(prepared: Path, ids: list[str], dataset: "Dataset", workers: int, p
     collate = partial(_collate, crop=dataset.evaluation.crop if cropped else None, pad=pad, mean=dataset.mean)
     size = dataset.evaluation.batch if cropped else 1
     # A generator of its own: the loader draws a seed, which must not move the one dropout draws from.
-    yield from DataLoader(
-        folder,
+    loader = DataLoader(
+        _Readable(folder),
         batch_size=size,
         num_workers=workers,
         collate_fn=collate,
         generator=torch.Generator(),
         worker_init_fn=outlive_signals,
     )
+    for batch in loader:
+        if isinstance(batch, UserError):
+            raise batch
+        yield batch
 
 
 @torch.inference_mode()

@@ -11,7 +11,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from u2pl.components.pseudo_labels import alpha_t, drop_unreliable, entropy, entropy_threshold
+from u2pl.components.pseudo_labels import drop_unreliable, entropy, entropy_threshold
 from u2pl.data.augment import normalise
 from u2pl.data.batches import SegmentationFolder
 from u2pl.data.images import UInt8
@@ -39,7 +39,6 @@ class Reliability:
     iou: list[float]
     reliable: list[int]
     unreliable: list[int]
-    alpha: float
 
 
 def predict(
@@ -62,11 +61,11 @@ def reliability(
     """IoU and numbers of reliable pixels by class of the ground truth, over the images `ids`.
 
     Entropies are divided as in the training step (Eq. 6): by their percentile over as many images as a batch has, at
-    the last epoch's alpha_t and with the last epoch's weights. Raises UserError as `predict` does.
+    alpha_0 and with the last epoch's weights; of alpha_t (Eq. 7) next to nothing is left then. Raises UserError as
+    `predict` does.
     """
     target = choose_device(device, spec.recipe.gpus)
     settings, n_classes, ignore = spec.settings, len(spec.dataset.classes), spec.dataset.ignore_label
-    alpha = alpha_t(settings.alpha_0, spec.recipe.epochs - 1, spec.recipe.epochs, dynamic=settings.dpa)
     confusion = torch.zeros(n_classes, n_classes, dtype=torch.int64)
     counts = torch.zeros(2, n_classes, dtype=torch.int64)
     with deterministic(spec.recipe.threads):
@@ -80,10 +79,10 @@ def reliability(
                 entropies.append(entropy(probs).flatten().cpu())
             truth, pred, h = torch.cat(labels), torch.cat(predicted), torch.cat(entropies)
             confusion += confusion_matrix(pred, truth, n_classes, ignore)
-            unreliable = drop_unreliable(pred, h, entropy_threshold(h, alpha), ignore) == ignore
+            unreliable = drop_unreliable(pred, h, entropy_threshold(h, settings.alpha_0), ignore) == ignore
             for row, group in enumerate((~unreliable, unreliable)):
                 counts[row] += torch.bincount(truth[group & (truth != ignore)], minlength=n_classes)
-    return Reliability(iou(confusion).tolist(), counts[0].tolist(), counts[1].tolist(), alpha)
+    return Reliability(iou(confusion).tolist(), counts[0].tolist(), counts[1].tolist())
 
 
 def richest(prepared: Path, ids: Sequence[str], dataset: "Dataset", n: int) -> list[str]:

@@ -17,7 +17,7 @@ from u2pl.data.augment import normalise
 from u2pl.data.batches import TrainBatches
 from u2pl.data.lists import read_ids
 from u2pl.engine import checkpoints
-from u2pl.engine.distributed import data_parallel, joined, span_ranks
+from u2pl.engine.distributed import data_parallel, joined, span_ranks, wait_for_files
 from u2pl.engine.evaluate import evaluate, evaluate_run, mean_iou, network_of, pad_label, validation_ids
 from u2pl.engine.provenance import peak_memory_mb, record
 from u2pl.engine.seeding import choose_device, deterministic, random_state, restore_random_state, seed_everything
@@ -68,7 +68,7 @@ def train(
             run_to_the_end(trainer, kept, stop)
             if rank() == 0:
                 write_run(out, trainer, start)
-        largest(0)  # the others wait for the file
+        wait_for_files()
         # From the file, as `u2pl evaluate` does. The state stays until then: a failed evaluation costs no training.
         evaluate_run(spec, prepared, split, out, target, between=stop.check)
         kept.remove()
@@ -80,27 +80,33 @@ def run_to_the_end(trainer: "Trainer", kept: checkpoints.StateFile, stop: StopRe
     Raises Stopped when a rank has been told to stop: after the step, or amid a validation, which is then done again.
     """
 
+    def save() -> None:
+        kept.save(trainer.state())
+        wait_for_files()  # none is to end, or to miss the first rank, before the state is written
+
     def after_step() -> None:
         go_on, write, end = 0, 1, 2
         wish = end if stop.pending() else write if rank() == 0 and kept.due() else go_on
         agreed = largest(wish)  # ranks hear of a signal at different steps
         if agreed != go_on:
             trainer.check_finite()
-            kept.save(trainer.state())
+            save()
         if agreed == end:
-            largest(0)  # none is to end before the state is written
             raise Stopped
 
     while not trainer.finished():
         if trainer.validation_due():
+            if world_size() > 1:  # a rank that is told to stop leaves the others amid their exchange
+                save()
             try:
                 trainer.validate(between=stop.check)
             except Stopped:
-                kept.save(trainer.state())
+                if world_size() == 1:
+                    save()
                 raise
         else:
             trainer.run_epoch(after_step)
-    kept.save(trainer.state())
+    save()
 
 
 def optimiser_for(student: DeepLab, recipe: "Recipe", multiplier: float) -> torch.optim.SGD:
@@ -350,7 +356,17 @@ def write_run(out: Path, trainer: Trainer, start: dict[str, Any]) -> None:
 
 
 def write_live(folder: Path, history: list[dict[str, float]]) -> None:
-    """The history as dvclive metrics and plots, one step an epoch; written whole, for resumed runs too."""
+    """The history as dvclive metrics and plots, one step an epoch; written whole, for resumed runs too.
+
+    Raises UserError if they cannot be written.
+    """
+    try:
+        _write_live(folder, history)
+    except OSError as error:
+        raise UserError(error.filename or folder, error.strerror, "a file that can be written") from error
+
+
+def _write_live(folder: Path, history: list[dict[str, float]]) -> None:
     with Live(str(folder), save_dvc_exp=False, report=None, dvcyaml=None) as live:
         for row in history:
             for name, value in row.items():
