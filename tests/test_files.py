@@ -2,10 +2,14 @@
 
 import os
 import subprocess
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+import torch
 
+from u2pl.engine.checkpoints import save
+from u2pl.engine.train import write_live
 from u2pl.errors import UserError
 from u2pl.files import atomic_path, write_json
 
@@ -27,14 +31,23 @@ def test_an_output_folder_that_cannot_be_written(tmp_path: Path) -> None:
         write_json(tmp_path / "file" / "a.json", {})
 
 
+def weights(folder: Path) -> None:
+    save(folder / "weights.pt", {"tensor": torch.ones(50_000)})
+
+
+def live(folder: Path) -> None:
+    write_live(folder / "live", [{"epoch": i, "loss": 0.5, "supervised": 0.25} for i in range(5000)])
+
+
 @pytest.mark.skipif(os.geteuid() != 0, reason="mounting a small file system needs root")
-def test_a_full_disk_is_one_line_and_leaves_nothing(tmp_path: Path) -> None:
+@pytest.mark.parametrize("write", [lambda folder: write_json(folder / "a.json", "x" * 200_000), weights, live])
+def test_a_full_disk_is_one_line_and_leaves_nothing(tmp_path: Path, write: Callable[[Path], None]) -> None:
     mount = ["mount", "-t", "tmpfs", "-o", "size=64k", "tmpfs", str(tmp_path)]
     if subprocess.run(mount, capture_output=True, check=False).returncode:
         pytest.skip("no small file system can be mounted here")
     try:
         with pytest.raises(UserError, match="No space left"):
-            write_json(tmp_path / "a.json", "x" * 200_000)
-        assert list(tmp_path.iterdir()) == []
+            write(tmp_path)
+        assert [path for path in tmp_path.iterdir() if path.name != "live"] == []
     finally:
         subprocess.run(["umount", str(tmp_path)], check=True)

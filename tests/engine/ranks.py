@@ -32,7 +32,7 @@ def arguments(folder: Path) -> dict[str, Any]:
 def install(fault: str, step: int, victim: int) -> None:
     from u2pl.engine.train import Trainer
 
-    original = Trainer._step
+    original, validate = Trainer._step, Trainer.validate
 
     def faulty(self: Any, batch: dict[str, torch.Tensor], present: int) -> dict[str, torch.Tensor]:
         if present == step and fault == "SIGSTOP":
@@ -51,7 +51,15 @@ def install(fault: str, step: int, victim: int) -> None:
                     os.kill(os.getpid(), getattr(signal, fault))
         return original(self, batch, present)
 
+    def stopped(self: Any, between: Any) -> None:
+        """Only this rank is told, once the others wait for its part of the confusion matrix."""
+        if rank() == victim:
+            os.kill(os.getpid(), signal.SIGTERM)
+        validate(self, between)
+
     Trainer._step = faulty  # type: ignore[method-assign]
+    if fault == "validation":
+        Trainer.validate = stopped  # type: ignore[method-assign]
 
 
 if __name__ == "__main__":

@@ -2,6 +2,7 @@
 
 import json
 import math
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 
@@ -18,6 +19,7 @@ from u2pl.engine.evaluate import (
     evaluate_run,
     iou,
     mean_iou,
+    network_of,
     pad_label,
     sliding_logits,
     window_starts,
@@ -205,3 +207,16 @@ def test_evaluate_run(prepared: Path, split: Path, make_spec: Callable[..., RunS
     torch.save(weights, tmp_path / "weights.pt")
     with pytest.raises(UserError, match=r"shape \(7,\) for segment.2.bias, expected shape \(3,\)"):
         evaluate_run(spec, prepared, split, tmp_path)
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_a_damaged_image_is_named_with_workers_too(
+    prepared: Path, tmp_path: Path, make_spec: Callable[..., RunSpec], workers: int
+) -> None:
+    folder = tmp_path / "prepared"
+    shutil.copytree(prepared, folder)
+    (image,) = (folder / "images").glob("val_0.*")
+    image.write_bytes(image.read_bytes()[:200])
+    network = network_of(make_spec()).eval()
+    with pytest.raises(UserError, match=image.name):
+        evaluate(network, folder, ["val_0", "val_1"], make_spec().dataset, torch.device("cpu"), workers)

@@ -301,6 +301,15 @@ def test_a_job_stopped_killed_and_started_again(job: Any, whole: Any, tmp_path: 
     assert outcome(tmp_path / "run") == whole("u2pl", 2)
 
 
+def test_a_rank_stopped_amid_a_validation_loses_nothing(job: Any, whole: Any, tmp_path: Path) -> None:
+    assert job("validation", -1, 1).returncode != 0
+    state = checkpoints.load(tmp_path / "state/state.pt")
+    assert state["epoch"] == 1 and len(state["history"]) == 1
+    done = job()
+    assert done.returncode == 0 and "going on after 1 epochs" in done.stdout, done.stderr
+    assert outcome(tmp_path / "run") == whole("u2pl", 2)
+
+
 def test_ranks_whose_torchrun_is_gone_write_a_state_and_end(job: Any, tmp_path: Path) -> None:
     job("orphan", 4, 0)
     state = checkpoints.load(tmp_path / "state/state.pt")
