@@ -41,7 +41,7 @@ def test_demo_and_paper_plans(checkout):
     paper = planned(checkout, "--config", "scale=paper")
     suite = load_suite("paper", ROOT)
     assert (paper["train"], paper["table"]) == (len(suite.runs), len(suite.tables))
-    assert (paper["figure"], paper["page"]) == (len(suite.figures), 1)
+    assert (paper["figure"] + paper["predicted_figure"], paper["page"]) == (len(suite.figures), 1)
     # the fractions of the three protocols as drawn, and the two published blender lists that rows ask for
     assert paper["split"] == 5 + 4 + 4 + 2
 
@@ -56,14 +56,14 @@ def test_one_table_and_one_run(checkout):
 def test_figures_alone_train_only_what_they_show(checkout):
     suite = load_suite("demo", ROOT)
     jobs = planned(checkout, "--profile", "demo", "figures")
-    assert (jobs["figure"], jobs["train"]) == (len(suite.figures), len(suite.runs))
+    assert (jobs["figure"] + jobs["predicted_figure"], jobs["train"]) == (len(suite.figures), len(suite.runs))
     assert planned(checkout, "--profile", "demo", "results/demo/figures/fig4.pdf")["train"] == 3
 
 
 def test_figures_that_ask_a_network_ask_for_a_gpu(checkout):
     targets = [f"results/paper/figures/{name}.pdf" for name in ("fig1", "comparison_table1")]
     done = snakemake(checkout, "-n", "--config", "scale=paper", "--", *targets)
-    jobs = [job for job in (done.stdout + done.stderr).split("[") if "rule figure:" in job]
+    jobs = [job for job in (done.stdout + done.stderr).split("[") if "figure:" in job]
     assert {("fig1" in job, "gpu=1" in job) for job in jobs} == {(True, True), (False, False)}
 
 

@@ -62,7 +62,7 @@ def one_of(names):
 # The figures that ask networks, and do not only draw numbers.
 PREDICTED = [name for name, figure in suite.figures.items() if figure.table is None]
 # What captions and verdicts say of the data.
-DATA_SHOWN = f"{suite.params.title}, {'synthetic' if suite.params.synthetic else 'the paper' + chr(39) + 's'}"
+DATA_SHOWN = f"{suite.params.title}, synthetic: {suite.params.synthetic}"
 
 
 def drawn_table(wildcards):
