@@ -31,9 +31,8 @@ def clear_stale_lock() -> None:
     """
     _STATE.mkdir(exist_ok=True)
     own = _STATE / f"alive.{socket.gethostname()}"
-    stream = own.open(
-        "a+"
-    )  # NFS shares a lock only on what can be read, and gives it alone only on what can be written
+    # NFS shares a lock only on what can be read, and gives it alone only on what can be written.
+    stream = own.open("a+")
     _alive.append(stream)
     with suppress(OSError):  # a file system without such locks: Snakemake's own message says what to do
         with suppress(BlockingIOError):

@@ -69,11 +69,9 @@ def verify(suite: Suite, data: Path, results: Path) -> list[Check]:
     data, results: the scale's folders. Files of runs and tables that the suite does not name are left alone.
     """
     datasets = sorted({spec.dataset_name for spec in suite.runs.values()})
-    checks: list[Check] = []
-    hashes: list[Hash] = []
-    for item in [*_archives(suite, data, datasets), *_published(suite, data)]:
-        hashes += [item] if isinstance(item, Hash) else []
-        checks += [item] if isinstance(item, Check) else []
+    found = [*_archives(suite, data, datasets), *_published(suite, data)]
+    checks = [item for item in found if isinstance(item, Check)]
+    hashes = [item for item in found if isinstance(item, Hash)]
     for folder in (data / name for name in datasets):
         # The manifest alone is what `dvc pull` brings.
         if not (folder / "manifest.json").exists() or not (folder / "images").exists():
