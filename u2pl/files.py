@@ -1,5 +1,6 @@
 """Atomic writes and content hashes: a file either has its final name and all its bytes, or does not exist."""
 
+import errno
 import hashlib
 import json
 import os
@@ -16,9 +17,11 @@ from u2pl.errors import UserError
 
 
 @contextmanager
-def atomic_path(path: Path) -> Iterator[Path]:
+def atomic_path(path: Path, *, durable: bool = True) -> Iterator[Path]:
     """Yield a temporary path in the folder of `path`; it is renamed to `path` if the block succeeds, else removed.
 
+    durable: the bytes are on the disk before the file has its name, and the name before this returns, so that a power
+    cut leaves no empty file. Without it, readers must compare the file with its recorded checksum.
     Raises UserError if the folder cannot be written or the disk is full.
     """
     try:
@@ -34,13 +37,29 @@ def atomic_path(path: Path) -> Iterator[Path]:
         umask = os.umask(0)
         os.umask(umask)
         temporary.chmod(0o666 & ~umask)
+        if durable:
+            sync(temporary)
         temporary.replace(path)
+        if durable:
+            sync(path.parent)
     except OSError as error:
         if error.errno is None or isinstance(error, (FileNotFoundError, ConnectionError, TimeoutError)):
             raise
         raise UserError(path, error.strerror, "a file that can be written") from error
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def sync(path: Path) -> None:
+    """Write a file's bytes, or a folder's names, through to the disk."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    except OSError as error:
+        if error.errno != errno.EINVAL or not path.is_dir():  # some file systems cannot do it for a folder
+            raise
+    finally:
+        os.close(descriptor)
 
 
 @contextmanager

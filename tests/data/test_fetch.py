@@ -4,6 +4,7 @@ import hashlib
 import json
 import os
 import random
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
@@ -48,7 +49,8 @@ def status(code: int, **headers: str) -> Callable[[Any], None]:
 
 
 def names(folder: Path) -> set[str]:
-    return {path.name for path in folder.iterdir()} if folder.exists() else set()
+    """The files in the folder, but for the record of a verification."""
+    return {path.name for path in folder.iterdir() if path.suffix != ".verified"} if folder.exists() else set()
 
 
 def ranges(upstream: Any) -> list[str | None]:
@@ -97,7 +99,8 @@ def test_a_file_address(tmp_path: Path) -> None:
     (tmp_path / "source #1").write_bytes(b"new")  # without a checksum only a new copy is sure to be right
     fetch(Archive(file="a", url=url), tmp_path / "a")
     assert (tmp_path / "a").read_bytes() == b"new"
-    for bad, message in ((tmp_path / "none").as_uri(), "No such file"), ("file://host/a", "host 'host'"):
+    bad_ones = {(tmp_path / "none").as_uri(): "No such file", "file://host/a": "host 'host'", "file:///a%00": "null"}
+    for bad, message in bad_ones.items():
         with pytest.raises(UserError, match=message):
             fetch(Archive(file="a", url=bad), tmp_path / "b")
 
@@ -353,7 +356,6 @@ def test_an_untouched_file_is_not_read_again(good: Any, tmp_path: Path, monkeypa
     fetch(archive(good), target, HASTY)
     with monkeypatch.context() as patch:
         patch.setattr("u2pl.data.fetch.hashlib", None)
-        patch.setattr("u2pl.data.fetch.sha256", None)
         fetch(archive(good), target, HASTY)
         fetch(archive(good, "/absent", mirrors=["file:none"]), target, HASTY)
         assert fetched_sha256(target) == SHA256
@@ -361,7 +363,7 @@ def test_an_untouched_file_is_not_read_again(good: Any, tmp_path: Path, monkeypa
         fetch(archive(good, "/absent", md5="0" * 32), target, HASTY)  # another checksum is asked for
     # Equal size and date do not hide a change.
     stat = target.stat()
-    while target.stat().st_ctime_ns <= manifest_of(target).stat().st_mtime_ns:  # the clock of files ticks slowly
+    while target.stat().st_ctime_ns == stat.st_ctime_ns:  # the clock of files ticks slowly
         target.write_bytes(CONTENT[::-1])
     os.utime(target, ns=(stat.st_atime_ns, stat.st_mtime_ns))
     with pytest.raises(UserError, match=f"expected {SHA256} as fetched"):
@@ -373,6 +375,100 @@ def test_an_untouched_file_is_not_read_again(good: Any, tmp_path: Path, monkeypa
     with pytest.raises(UserError, match="no file"):
         fetched_sha256(target)
     assert not manifest_of(target).exists()
+
+
+def test_an_archive_altered_in_a_copy_of_the_folder_is_noticed(good: Any, tmp_path: Path) -> None:
+    """`cp -r` gives the copied manifest a date after the altered archive's."""
+    fetch(archive(good), tmp_path / "one" / "a", HASTY)
+    for copy, damage in (("two", b"\1"), ("three", b"")):
+        shutil.copytree(tmp_path / "one", tmp_path / copy)
+        target = tmp_path / copy / "a"
+        target.write_bytes(CONTENT[:-1] + (damage or CONTENT[-1:]))
+        os.utime(target, (0, 0))
+        os.utime(manifest_of(target))
+        if damage:
+            with pytest.raises(UserError, match=f"expected {SHA256} as fetched"):
+                fetched_sha256(target)
+        else:
+            assert fetched_sha256(target) == SHA256
+
+
+def test_a_file_that_changes_while_it_is_read_is_not_certified(
+    good: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    target = tmp_path / "a"
+    target.write_bytes(CONTENT)
+    original = hashlib.md5
+
+    def meddling(**arguments: Any) -> Any:
+        target.write_bytes(CONTENT + b"more")
+        return original(**arguments)
+
+    monkeypatch.setattr(hashlib, "md5", meddling)
+    with pytest.raises(UserError, match="a file that changed while it was read"):
+        fetch(archive(good), target, HASTY)
+    assert not manifest_of(target).exists()
+
+
+@pytest.mark.parametrize("offline", ["0", "1"])
+def test_another_file_at_the_archives_path_is_named_and_kept(
+    offline: str, good: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Nothing says that it is ours: it may be the only copy of somebody's work."""
+    monkeypatch.setenv("U2PL_OFFLINE", offline)
+    target = tmp_path / "a"
+    target.write_bytes(b"somebody's own")
+    found = hashlib.md5(b"somebody's own").hexdigest()
+    with pytest.raises(UserError, match=f"{target}: found md5 {found}, expected {MD5}, or no file: move away"):
+        fetch(archive(good), target, HASTY)
+    assert target.read_bytes() == b"somebody's own" and good.seen == [] and names(tmp_path) == {"a"}
+
+
+def test_offline_a_damaged_file_is_named(good: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    target = tmp_path / "a"
+    fetch(archive(good), target, HASTY)
+    target.write_bytes(b"damaged")
+    monkeypatch.setenv("U2PL_OFFLINE", "1")
+    damaged = hashlib.md5(b"damaged").hexdigest()
+    with pytest.raises(UserError, match=f"found U2PL_OFFLINE, so no network, and at {target} md5 {damaged}, expected"):
+        fetch(archive(good), target, HASTY)
+
+
+def test_a_file_put_there_by_hand_is_checked_against_the_declared_sums(tmp_path: Path) -> None:
+    """Without a fetch there is no manifest, and nothing but params to compare with."""
+    target = tmp_path / "a"
+    target.write_bytes(CONTENT)
+    assert fetched_sha256(target, Archive(file="a", url="", md5=MD5)) == SHA256
+    target.write_bytes(CONTENT[::-1])
+    with pytest.raises(UserError, match=f"found md5 .*, expected {MD5}"):
+        fetched_sha256(target, Archive(file="a", url="", md5=MD5))
+    assert fetched_sha256(target) == hashlib.sha256(CONTENT[::-1]).hexdigest()
+
+
+def test_a_source_that_changes_while_it_is_copied_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    source = tmp_path / "source"
+    source.write_bytes(CONTENT)
+
+    def meddling(*_: object) -> None:
+        source.write_bytes(CONTENT[::-1])
+
+    monkeypatch.setattr("u2pl.data.transfer.check_space", meddling)
+    with pytest.raises(UserError, match="changed while it was copied"):
+        fetch(Archive(file="a", url=source.as_uri()), tmp_path / "new" / "a", HASTY)
+    assert not (tmp_path / "new" / "a").exists()
+
+
+def test_a_servers_words_do_not_reach_the_terminal(good: Any, tmp_path: Path) -> None:
+    def fault(handler: Any) -> None:
+        handler.wfile.write(b"HTTP/1.0 404 \x1b[2J\x1b]0;owned\x07\r\n\r\n")
+
+    good.faults["/a"] = [fault]
+    with pytest.raises(UserError, match="HTTP 404 Not Found") as caught:
+        fetch(archive(good), tmp_path / "a", HASTY)
+    assert "owned" not in str(caught.value) and str(caught.value).isprintable()
+    good.faults["/a"] = [status(599)] * 9
+    with pytest.raises(UserError, match="found HTTP 599, expected"):
+        fetch(archive(good), tmp_path / "a", HASTY)
 
 
 @pytest.mark.parametrize("text", ["", "[]", '{"file": "a", "size": 300000}'])

@@ -64,7 +64,7 @@ def test_killed_while_it_downloads(served: Any, tmp_path: Path) -> None:
     fetch(archive, target, HASTY)  # the lock has died with its holder
     assert served.seen[-1]["Range"] == f"bytes={arrived}-"
     assert target.read_bytes() == CONTENT
-    assert {path.name for path in tmp_path.iterdir()} == {"a", "a.json"}
+    assert {path.name for path in tmp_path.iterdir()} == {"a", "a.json", ".a.verified"}
 
 
 def test_two_at_once(served: Any, tmp_path: Path) -> None:
@@ -83,7 +83,7 @@ def test_two_at_once(served: Any, tmp_path: Path) -> None:
     assert (first.returncode, second.returncode) == (0, 0), outputs
     assert [request.get("Range") for request in served.seen] == [None, "bytes=200000-"], "the second asks for nothing"
     assert target.read_bytes() == CONTENT
-    assert {path.name for path in tmp_path.iterdir()} == {"a", "a.json"}
+    assert {path.name for path in tmp_path.iterdir()} == {"a", "a.json", ".a.verified"}
 
 
 def test_a_lock_lets_one_in_at_a_time(tmp_path: Path) -> None:
@@ -126,7 +126,7 @@ def test_a_disk_that_fills_up(served: Any, small_disk: Callable[[str], Path]) ->
     small_disk("size=2m")
     fetch(archive, target, HASTY)
     assert target.read_bytes() == CONTENT
-    assert {path.name for path in folder.iterdir()} == {"a", "a.json"}
+    assert {path.name for path in folder.iterdir()} == {"a", "a.json", ".a.verified"}
 
 
 def test_a_folder_that_cannot_be_written(served: Any, small_disk: Callable[[str], Path]) -> None:

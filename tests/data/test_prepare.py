@@ -15,7 +15,8 @@ import scipy.io
 from cityscapesscripts.helpers.labels import labels as cityscapes_labels
 from PIL import Image
 
-from u2pl.data.prepare import prepare, restore, train_id_table
+from u2pl.data.convert import train_id_table
+from u2pl.data.prepare import prepare, restore
 from u2pl.data.synthesize import synthesize
 from u2pl.errors import UserError
 from u2pl.experiments.schema import Archive, Dataset
@@ -206,7 +207,7 @@ def test_bad_contents(
 
 
 def test_counts_and_missing_archives(archives: Path, make_dataset: Make, tmp_path: Path) -> None:
-    with pytest.raises(UserError, match=r"train_aug.txt: found 10 images, expected 11"):
+    with pytest.raises(UserError, match=r"benchmark.tgz: found 10 images in train_aug, expected the 11 "):
         prepare(make_dataset("pascal", {"train": 6, "train_aug": 11, "val": 4}), archives, tmp_path / "a", 1)
     with pytest.raises(UserError, match="no file"):
         prepare(make_dataset("pascal"), tmp_path, tmp_path / "b", 1)

@@ -19,7 +19,7 @@ import numpy as np
 import pytest
 import scipy.io
 
-from u2pl.data import prepare as module
+from u2pl.data import convert as module
 from u2pl.data.prepare import prepare
 from u2pl.errors import UserError
 from u2pl.experiments.schema import Dataset
@@ -29,7 +29,8 @@ ROOT = Path(__file__).parents[2]
 SCRIPT = """
 import os, signal, sys
 from pathlib import Path
-from u2pl.data import prepare
+from u2pl.data import convert, prepare
+from u2pl.data.archives import ArchiveReader
 from u2pl.experiments.schema import Dataset
 
 def die(*_):
@@ -40,16 +41,16 @@ dataset = Dataset.model_validate_json(sys.argv[1])
 prepare.prepare(dataset, Path(sys.argv[2]), Path(sys.argv[3]), 2)
 """
 READING = """
-read = prepare.ArchiveReader.read
+read = ArchiveReader.read
 
 def few(self, names):
     for number, item in enumerate(read(self, names)):
         if number == {number} and item[0].endswith("{ending}"):
-            print(*os.popen(f"ps -o pid= --ppid {{os.getpid()}}").read().split(), flush=True)
+            print("workers", *os.popen(f"ps -o pid= --ppid {{os.getpid()}}").read().split(), flush=True)
             die()
         yield item
 
-prepare.ArchiveReader.read = few
+ArchiveReader.read = few
 """
 
 
@@ -69,9 +70,9 @@ def alive(pid: int) -> bool:
     [
         READING.format(number=4, ending=".jpg"),
         READING.format(number=3, ending=".mat"),
-        "prepare.write_ids = die",
+        "prepare.list_bytes = die",
         "prepare._content_hash = die",
-        "prepare._plan = die",
+        "prepare.plan_members = die",
     ],
     ids=["images", "masks", "lists", "hashes", "plan"],
 )
@@ -82,7 +83,8 @@ def test_killed_and_run_again(when: str, archives: Path, pascal: Path, make_data
     killed = subprocess.run(command, capture_output=True, text=True, timeout=120)
     assert killed.returncode == -signal.SIGKILL, killed.stderr
     assert not (target / "manifest.json").exists()
-    workers = [int(pid) for pid in killed.stdout.split()]
+    lines = [line.split() for line in killed.stdout.splitlines()]  # among those of progress
+    workers = [int(word) for line in lines if line[0] == "workers" for word in line[1:]]
     assert bool(workers) == ("few" in when)
     deadline = time.monotonic() + 60
     while any(map(alive, workers)):

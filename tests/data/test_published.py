@@ -247,6 +247,9 @@ def test_exit_code_2_and_one_line(pascal: Path, tmp_path: Path) -> None:
     data = tmp_path / "data/demo"
     shutil.copytree(pascal, data / "pascal")
     suite = load_suite("demo", ROOT)
+    names, counts = [label.name for label in suite.datasets["pascal"].classes], suite.datasets["pascal"].counts
+    manifest = read_json(pascal / "manifest.json") | {"classes": names, "counts": counts}
+    write_json(data / "pascal/manifest.json", manifest)
     files, n = (
         suite.published["u2pl"].lists["pascal_blender"]["1/16"],
         suite.protocols["pascal_blender"].fractions["1/16"],

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image
+from PIL import Image, UnidentifiedImageError
 
 from u2pl.errors import UserError
 
@@ -15,14 +15,18 @@ UInt8 = NDArray[np.uint8]
 Image.MAX_IMAGE_PIXELS = 1 << 24
 
 
-def decode(content: bytes, where: object) -> Image.Image:
-    """Decode completely. Raises UserError if the bytes are no image or stop too early."""
+def decode(content: bytes, where: object, formats: tuple[str, ...] = ("JPEG", "PNG")) -> Image.Image:
+    """Decode completely, whatever the name's ending says. Raises UserError unless the bytes are a whole image of
+    one of the `formats`: among Pillow's others are some that start programs.
+    """
     try:
-        image = Image.open(io.BytesIO(content))
+        image = Image.open(io.BytesIO(content), formats=formats)
         image.load()
-    # Pillow raises SyntaxError for broken PNG chunks and ValueError for some malformed headers.
-    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
-        raise UserError(where, str(error).replace(f"{io.BytesIO.__name__}", "bytes"), "a complete image") from error
+    except UnidentifiedImageError as error:  # whose message shows an address in memory
+        kind = f"{len(content)} bytes that are no {' or '.join(formats)}" if content else "an empty file"
+        raise UserError(where, kind, "a complete image") from error
+    except Exception as error:  # Pillow raises whatever the damaged bytes lead to
+        raise UserError(where, str(error) or type(error).__name__, "a complete image") from error
     return image
 
 
@@ -42,10 +46,14 @@ def decode_image(content: bytes, where: object) -> UInt8:
 
 
 def decode_mask(content: bytes, where: object) -> UInt8:
-    """(H, W) uint8 labels: a grey PNG's values or a palettised PNG's indices. Raises UserError for other modes."""
-    mask = decode(content, where)
-    if mask.mode not in ("L", "P"):
-        raise UserError(where, f"image mode {mask.mode}", "one 8-bit label a pixel (mode L or P)")
+    """(H, W) uint8 labels: the values of an 8-bit grey PNG or the indices of a palettised one.
+
+    Raises UserError for any other file. Pillow scales grey values of 1, 2 and 4 bits to 0 to 255: to other labels.
+    """
+    mask = decode(content, where, ("PNG",))
+    bits, palettised = content[24], content[25] == 3  # IHDR, always the first chunk
+    if mask.mode not in ("L", "P") or not (bits == 8 or palettised):
+        raise UserError(where, f"image mode {mask.mode} of {bits} bits", "one 8-bit label per pixel (mode L or P)")
     return np.array(mask, dtype=np.uint8)
 
 

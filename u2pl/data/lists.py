@@ -39,7 +39,12 @@ def read_ids(path: Path) -> list[str]:
 def write_ids(path: Path, ids: Iterable[str]) -> None:
     """Write ids sorted by bytes (independent of the locale), atomically."""
     with atomic_path(path) as temporary:
-        temporary.write_bytes("".join(f"{i}\n" for i in sort_ids(ids)).encode())
+        temporary.write_bytes(list_bytes(ids))
+
+
+def list_bytes(ids: Iterable[str]) -> bytes:
+    """The content of a list: the ids sorted by bytes, a newline after each."""
+    return "".join(f"{i}\n" for i in sort_ids(ids)).encode()
 
 
 def sort_ids(ids: Iterable[str]) -> list[str]:

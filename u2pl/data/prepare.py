@@ -4,58 +4,119 @@
 <target>/masks/<id>.png        (H, W) uint8: 0 to n_classes - 1, or the ignore label
 <target>/lists/{train,train_aug,val}.txt
 <target>/checksums.sha256      of all those files, as sha256sum writes and checks them
-<target>/manifest.json         written last: where it stands, everything else is complete
+<target>/manifest.json         written last: what all files must be, by the hash of checksums.sha256
+
+No file is trusted for its name. An interrupted conversion is resumed from checksums.sha256, which grows with each file;
+a finished folder is compared with it before it is used, and what is missing or damaged is converted again.
 """
 
-import io
-import multiprocessing
-import os
+import hashlib
 import re
 import shutil
-import threading
-from collections.abc import Callable, Iterable, Iterator
-from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
+from collections.abc import Collection, Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-import scipy.io
-from PIL import Image
-
-from u2pl.data.archives import ArchiveReader, open_archive
+from u2pl.data.convert import convert
 from u2pl.data.fetch import fetched_sha256
-from u2pl.data.images import UInt8, check_labels, check_size, decode, decode_mask, encode_mask
-from u2pl.data.lists import parse_ids, sort_ids, write_ids
+from u2pl.data.layouts import ARCHIVES, SUFFIX, Plan, plan_members
+from u2pl.data.lists import list_bytes, sort_ids
+from u2pl.data.progress import progress
 from u2pl.errors import UserError
 from u2pl.experiments.schema import Dataset
 from u2pl.files import atomic_path, locked, read_json, sha256, write_json
 
-_SUFFIX = {"pascal": ".jpg", "cityscapes": ".png"}
 CHECKSUMS = "checksums.sha256"
+MANIFEST = "manifest.json"
 _FORMAT = 1  # of the prepared folder; part of the resume key, so a change of it converts anew
-
-
-@dataclass
-class _Plan:
-    """What to read: (archive key, member name) -> image id, once for images and once for masks."""
-
-    lists: dict[str, list[str]]
-    images: dict[tuple[str, str], str] = field(default_factory=dict)
-    masks: dict[tuple[str, str], str] = field(default_factory=dict)
+_NAMED = 5  # damaged files that are named before the rest is counted
+_LINE = re.compile(r"^([0-9a-f]{64})  ((?:images|masks|lists)/[^/\n]+)$", re.MULTILINE)
+Digests = Mapping[str, str]  # path below the folder -> SHA-256
 
 
 def prepare(dataset: Dataset, archives: Path, target: Path, workers: int) -> None:
     """Convert the archives of `dataset` in the folder `archives` into the folder `target`, with `workers` processes.
 
-    Resumes: a file with its final name is complete and is not written again, unless the archives changed. One process
-    at a time. Raises UserError for a missing, unsafe or damaged archive, an image that does not decode, a mask of
-    another size, an unknown label, lists whose lengths differ from `dataset.counts`, and a full disk.
+    Files that are there already are kept if they have their recorded checksum, and made again otherwise; a manifest
+    that would be equal is not written again. One process at a time. Raises UserError for a missing, unsafe or damaged
+    archive or one with another checksum than declared, an image that does not decode, a mask of another size, an
+    unknown label, lists whose lengths differ from `dataset.counts`, and a full disk; no manifest is left then.
     """
+    manifest = target / MANIFEST
     with _alone(target, workers):
-        _prepare(dataset, archives, target, max(1, workers), "manifest.json")
+        try:
+            paths, hashes = _sources(dataset, archives)
+            _start(target, dataset, hashes)
+            listed = _listed(target)
+            known = _sound(target, listed)
+            if known != listed:
+                manifest.unlink(missing_ok=True)
+                _write_checksums(target, known)
+            made, counts = _make(dataset, paths, target, workers, known, target / CHECKSUMS)
+            _write_checksums(target, made)
+            facts = {"counts": counts, "files": len(made), "content_sha256": _content_hash(made), "archives": hashes}
+            if not (manifest.is_file() and _read_manifest(manifest) == _declared(dataset) | facts):
+                write_json(manifest, _declared(dataset) | facts)
+        except BaseException:
+            manifest.unlink(missing_ok=True)
+            raise
+
+
+def restore(dataset: Dataset, archives: Path, target: Path, workers: int) -> None:
+    """Convert again what is missing in `target` or is not what its manifest records. Without a manifest, do nothing.
+
+    Only the manifest is versioned. It is left as it is, so that nothing that depends on it is made again. Raises
+    UserError if the manifest is not of today's params, or the archives are missing or give other files.
+    """
+    manifest = target / MANIFEST
+    if not manifest.is_file():
+        return
+    recorded = _read_manifest(manifest)
+    _check_manifest(dataset, recorded, manifest)
+    if not _damaged(target, recorded):
+        return
+    with _alone(target, workers):
+        damaged = _damaged(target, recorded)  # perhaps repaired by the process that had the lock
+        if damaged:
+            _repair(dataset, archives, target, workers, recorded, damaged)
+
+
+def _repair(
+    dataset: Dataset, archives: Path, target: Path, workers: int, recorded: dict[str, Any], damaged: list[str]
+) -> None:
+    """Convert the `damaged` files again, or all whose checksum is lost with that of checksums.sha256."""
+    manifest, checksums = target / MANIFEST, target / CHECKSUMS
+    whole = damaged == [CHECKSUMS]
+    if whole and _content_hash(found := _digests(target, _names(target))) == recorded["content_sha256"]:
+        print(f"{checksums}: missing or damaged; written again, since all other files are sound", flush=True)
+        _write_checksums(target, found)
+        return
+    more = f" and {len(damaged) - _NAMED} more" if len(damaged) > _NAMED else ""
+    what = f"missing or damaged: {', '.join(damaged[:_NAMED])}{more}"
+    if whole and not _names(target):
+        what = "no files but the manifest"
+    print(f"{target}: {what}; converting the archives' images and masks again", flush=True)
+    try:
+        paths, hashes = _sources(dataset, archives)
+    except UserError as error:
+        found_there = f"{what}; and for converting again, at {error.where}, {error.found}"
+        raise UserError(target, found_there, error.expected) from error
+    if hashes != recorded["archives"]:
+        raise UserError(f"{archives} as prepared: archives", hashes, f"{recorded['archives']}, as {manifest} says")
+    if whole:
+        _start(target, dataset, hashes)
+        _write_checksums(target, known := _sound(target, _listed(target)))
+    else:
+        known = _sound(target, _listed(target))
+    made, _ = _make(dataset, paths, target, workers, known, checksums if whole else None)
+    if _content_hash(made) != recorded["content_sha256"]:
+        now = f"a folder as {manifest} says (`u2pl data prepare` accepts what this machine makes, as other data)"
+        raise UserError(target, f"{what}; and other bytes when they are converted again", now)
+    if whole:
+        _write_checksums(target, made)
 
 
 @contextmanager
@@ -69,98 +130,116 @@ def _alone(target: Path, workers: int) -> Iterator[None]:
             raise UserError(error.filename or target, error.strerror, "a file that can be written") from error
 
 
-def _prepare(dataset: Dataset, archives: Path, target: Path, workers: int, manifest: str) -> None:
+def _sources(dataset: Dataset, archives: Path) -> tuple[dict[str, Path], dict[str, str]]:
+    """The archives by key, and their SHA-256 by file name."""
+    if set(dataset.archives) != ARCHIVES[dataset.kind]:
+        raise UserError(f"archives of {dataset.kind}", sorted(dataset.archives), sorted(ARCHIVES[dataset.kind]))
     paths = {key: archives / archive.file for key, archive in dataset.archives.items()}
-    expected_keys = {"pascal": {"voc", "sbd"}, "cityscapes": {"images", "labels"}}[dataset.kind]
-    if set(paths) != expected_keys:
-        raise UserError(f"archives of {dataset.kind}", sorted(paths), sorted(expected_keys))
-    (target / manifest).unlink(missing_ok=True)
-    hashes = {path.name: fetched_sha256(path) for path in paths.values()}
-    _start(
-        target,
-        {
-            "format": _FORMAT,
-            "kind": dataset.kind,
-            "archives": hashes,
-            "classes": len(dataset.classes),
-            "ignore_label": dataset.ignore_label,
-        },
-    )
-    with ProcessPoolExecutor(workers, initializer=_end_with_parent) as pool:
-        plan = _plan(dataset, paths)
-        _check_counts(dataset, plan, target)
-        _convert(dataset, paths, plan, target, pool)
-        for name, ids in plan.lists.items():
-            write_ids(target / "lists" / f"{name}.txt", ids)
-        files, content = _content_hash(target, _SUFFIX[dataset.kind], plan, pool)
-    write_json(
-        target / manifest,
-        {
-            "dataset": dataset.kind,
-            "suffix": _SUFFIX[dataset.kind],
-            "classes": [label.name for label in dataset.classes],
-            "ignore_label": dataset.ignore_label,
-            "counts": {name: len(ids) for name, ids in plan.lists.items()},
-            "files": files,
-            "content_sha256": content,
-            "archives": hashes,
-            "format": _FORMAT,
-        },
-    )
+    return paths, {path.name: fetched_sha256(path, dataset.archives[key]) for key, path in paths.items()}
 
 
-def restore(dataset: Dataset, archives: Path, target: Path, workers: int) -> None:
-    """Convert the archives again if the manifest in `target` stands there without the files it speaks of.
-
-    Only the manifest is versioned. It is left as it is, so that nothing that depends on it is made again. Raises
-    UserError if the archives are missing or give other files.
-    """
-    manifest, restored = target / "manifest.json", target / "restored.json"
-    if not manifest.is_file():
-        return
-    recorded = read_json(manifest)
-    if _present(target, recorded):
-        return
-    with _alone(target, workers):
-        if _present(target, recorded):  # by the process that had the lock
-            return
-        print(f"{target}: no files but the manifest; converting the archives again", flush=True)
-        _prepare(dataset, archives, target, max(1, workers), restored.name)
-        found = read_json(restored)
-        restored.unlink()
-    if found != recorded:
-        differs = next(name for name in found if found[name] != recorded.get(name))
-        raise UserError(
-            f"{archives} as prepared: {differs}", found[differs], f"{recorded.get(differs)}, as {manifest} says"
-        )
+# ------------------------------------------------------------------------------------------------ manifest, checksums
 
 
-def _present(target: Path, recorded: dict[str, Any]) -> bool:
-    """Whether the files that a manifest records stand in the folder, all of them and of the same archives."""
+def _declared(dataset: Dataset) -> dict[str, Any]:
+    """The part of the manifest that follows from the params."""
+    return {
+        "dataset": dataset.kind,
+        "suffix": SUFFIX[dataset.kind],
+        "classes": [label.name for label in dataset.classes],
+        "ignore_label": dataset.ignore_label,
+        "format": _FORMAT,
+    }
+
+
+def _read_manifest(path: Path) -> dict[str, Any]:
+    value = read_json(path)
+    return value if isinstance(value, dict) else {}
+
+
+def _check_manifest(dataset: Dataset, recorded: dict[str, Any], manifest: Path) -> None:
+    """Raise UserError unless the manifest is of the data set as the params declare it today."""
+    for key, kind in (("counts", dict), ("files", int), ("content_sha256", str), ("archives", dict)):
+        if not isinstance(recorded.get(key), kind):
+            raise UserError(f"{manifest}: {key}", recorded.get(key), "what `u2pl data prepare` writes")
+    for key, expected in (_declared(dataset) | {"counts": recorded["counts"] | dataset.counts}).items():
+        if recorded.get(key) != expected:
+            again = f"{expected} of the params (`u2pl data prepare` converts again)"
+            raise UserError(f"{manifest}: {key}", recorded.get(key), again)
+
+
+def _text(digests: Digests) -> bytes:
+    return "".join(f"{digests[name]}  {name}\n" for name in sort_ids(digests)).encode()
+
+
+def _content_hash(digests: Digests) -> str:
+    return hashlib.sha256(_text(digests)).hexdigest()
+
+
+def _write_checksums(target: Path, digests: Digests) -> None:
+    text = _text(digests)
+    if not (target / CHECKSUMS).is_file() or (target / CHECKSUMS).read_bytes() != text:
+        with atomic_path(target / CHECKSUMS) as temporary:
+            temporary.write_bytes(text)
+
+
+def _listed(target: Path) -> dict[str, str]:
+    """What checksums.sha256 lists; of a damaged one, the lines that are whole."""
     try:
-        same = read_json(target / "sources.json")["archives"] == recorded["archives"]
-    except UserError:
-        return False
+        text = (target / CHECKSUMS).read_bytes().decode(errors="replace")
+    except FileNotFoundError:
+        return {}
+    return {name: digest for digest, name in _LINE.findall(text)}
+
+
+def _names(target: Path) -> list[str]:
+    """The prepared files that are there."""
     folders = ("images", "masks", "lists")
-    return same and sum(len(list((target / name).glob("[!.]*"))) for name in folders) == recorded["files"]
+    return [f"{folder}/{path.name}" for folder in folders for path in (target / folder).glob("[!.]*") if path.is_file()]
 
 
-def _end_with_parent() -> None:
-    """Let a worker end when the process that started it is killed; it would wait for work for ever."""
-    parent = multiprocessing.parent_process()
-    assert parent is not None
+def _digests(target: Path, names: Collection[str]) -> dict[str, str]:
+    """SHA-256 of the files, several at a time, since hashing releases Python's lock; missing ones are left out."""
 
-    def watch() -> None:
-        parent.join()
-        os._exit(1)
+    def digest(name: str) -> str | None:
+        try:
+            return sha256(target / name)
+        except (FileNotFoundError, NotADirectoryError):
+            return None
+        except OSError as error:
+            raise UserError(target / name, error.strerror, "a readable file") from error
 
-    threading.Thread(target=watch, daemon=True).start()
+    with ThreadPoolExecutor() as pool:
+        found = zip(names, pool.map(digest, names), strict=True)
+        return {name: value for name, value in found if value is not None}
 
 
-def _start(target: Path, key: dict[str, Any]) -> None:
+def _sound(target: Path, listed: Digests) -> dict[str, str]:
+    """The listed files that are there with their checksum."""
+    return {name: digest for name, digest in _digests(target, listed).items() if listed[name] == digest}
+
+
+def _damaged(target: Path, recorded: dict[str, Any]) -> list[str]:
+    """The files that are missing or not as recorded; checksums.sha256 alone where it is not the manifest's."""
+    listed = _listed(target)
+    path = target / CHECKSUMS
+    if not path.is_file() or sha256(path) != recorded["content_sha256"]:
+        return [CHECKSUMS]
+    found = _digests(target, listed)
+    return [name for name, digest in listed.items() if found.get(name) != digest]
+
+
+def _start(target: Path, dataset: Dataset, hashes: dict[str, str]) -> None:
     """Keep the finished files of an interrupted conversion only if it had the same inputs, and no unfinished one."""
     for unfinished in target.rglob(".*.*"):  # the names of atomic_path
         unfinished.unlink()
+    key = {
+        "format": _FORMAT,
+        "kind": dataset.kind,
+        "archives": hashes,
+        "classes": len(dataset.classes),
+        "ignore_label": dataset.ignore_label,
+    }
     key_file = target / "sources.json"
     try:
         same = read_json(key_file) == key
@@ -169,211 +248,57 @@ def _start(target: Path, key: dict[str, Any]) -> None:
     if same:
         return
     key_file.unlink(missing_ok=True)
+    (target / CHECKSUMS).unlink(missing_ok=True)
     for name in ("images", "masks", "lists"):
         shutil.rmtree(target / name, ignore_errors=True)
     write_json(key_file, key)
 
 
-def _plan(dataset: Dataset, paths: dict[str, Path]) -> _Plan:
-    return _plan_pascal(paths) if dataset.kind == "pascal" else _plan_cityscapes(paths)
+# --------------------------------------------------------------------------------------------------------- conversion
 
 
-def _by_tail(reader: ArchiveReader, pattern: str) -> dict[str, str]:
-    """Member names whose end matches `pattern`, by its first group. Archives differ in their leading folders."""
-    found: dict[str, str] = {}
-    for name in reader.names:
-        if match := re.search(rf"(?:^|/){pattern}$", name):
-            if match[1] in found:
-                raise UserError(reader.path, f"{found[match[1]]!r} and {name!r}", "one of them")
-            found[match[1]] = name
-    return found
+def _make(
+    dataset: Dataset, paths: dict[str, Path], target: Path, workers: int, known: Digests, journal: Path | None
+) -> tuple[dict[str, str], dict[str, int]]:
+    """Make all files but the `known` ones, whose checksums are given; the checksums of all, and the lists' lengths.
 
-
-def _plan_pascal(paths: dict[str, Path]) -> _Plan:
-    """VOC train and val with VOC's own masks; SBD gives the rest of train_aug, never an image of VOC val."""
-    with open_archive(paths["voc"]) as voc:
-        lists = _by_tail(voc, r"ImageSets/Segmentation/(train|val)\.txt")
-        texts = dict(voc.read(lists.values()))
-        for name in ("train", "val"):
-            if name not in lists:
-                raise UserError(voc.path, "no member", f"ImageSets/Segmentation/{name}.txt")
-        ids = {name: _decode_ids(texts[lists[name]], voc.path, lists[name]) for name in ("train", "val")}
-        voc_images = _by_tail(voc, r"JPEGImages/([^/]+)\.jpg")
-        voc_masks = _by_tail(voc, r"SegmentationClass/([^/]+)\.png")
-    with open_archive(paths["sbd"]) as sbd:
-        sbd_images, sbd_masks = _by_tail(sbd, r"img/([^/]+)\.jpg"), _by_tail(sbd, r"cls/([^/]+)\.mat")
-        lists = _by_tail(sbd, r"dataset/(train|val)\.txt")
-        listed = [i for member, text in sbd.read(lists.values()) for i in _decode_ids(text, sbd.path, member)]
-    if both := set(ids["train"]) & set(ids["val"]):
-        raise UserError(paths["voc"], f"{min(both)} in train and val", "disjoint lists")
-    # SBD's two lists partition its images; a repacked archive without them offers every mask it has.
-    extra = (set(listed) or set(sbd_masks)) - set(ids["train"]) - set(ids["val"])
-    lists_out = {
-        "train": sort_ids(ids["train"]),
-        "train_aug": sort_ids({*ids["train"], *extra}),
-        "val": sort_ids(ids["val"]),
+    journal: the file that gets a line for each file that is made.
+    """
+    plan = plan_members(dataset.kind, paths)
+    _check_counts(dataset, plan, paths)
+    suffix = SUFFIX[dataset.kind]
+    wanted = {
+        f"{folder}/{image_id}{ending}": (key, member)
+        for members, folder, ending in ((plan.images, "images", suffix), (plan.masks, "masks", ".png"))
+        for (key, member), image_id in members.items()
     }
-    plan = _Plan(lists_out)
-    for image_id in (*ids["train"], *ids["val"]):
-        _add(plan, image_id, "voc", paths, voc_images, voc_masks)
-    for image_id in sort_ids(extra):
-        _add(plan, image_id, "sbd", paths, sbd_images, sbd_masks)
-    return plan
+    made = {name: digest for name, digest in known.items() if name in wanted}
+    lists = {f"lists/{name}.txt": list_bytes(ids) for name, ids in plan.lists.items()}
+    for folder in ("images", "masks"):  # in this order, because a mask is checked against its image's size
+        todo = {wanted[name]: name for name in wanted if name.startswith(folder) and name not in made}
+        if not todo:
+            continue
+        with progress(f"{target}: {folder}", len(todo)) as advance:
+            for name, digest in convert(dataset, paths, target, todo, workers):
+                made[name] = digest
+                if journal:
+                    with journal.open("a", encoding="utf-8") as stream:
+                        stream.write(f"{digest}  {name}\n")
+                advance(1)
+    for name, content in lists.items():
+        made[name] = hashlib.sha256(content).hexdigest()
+        if known.get(name) != made[name]:
+            with atomic_path(target / name) as temporary:
+                temporary.write_bytes(content)
+    return made, {name: len(ids) for name, ids in plan.lists.items()}
 
 
-def _add(
-    plan: _Plan, image_id: str, key: str, paths: dict[str, Path], images: dict[str, str], masks: dict[str, str]
-) -> None:
-    for kind, members, wanted in (("image", images, plan.images), ("mask", masks, plan.masks)):
-        if image_id not in members:
-            raise UserError(paths[key], f"no {kind} of {image_id}", "every image and mask its lists name")
-        wanted[key, members[image_id]] = image_id
-
-
-def _decode_ids(text: bytes, path: Path, member: str) -> list[str]:
-    try:
-        return parse_ids(text.decode(), f"{path}:{member}")
-    except UnicodeDecodeError as error:
-        raise UserError(f"{path}:{member}", error, "a list of image ids") from error
-
-
-def _plan_cityscapes(paths: dict[str, Path]) -> _Plan:
-    """The fine annotations' train and val; the test split has no public labels and is left out."""
-    with open_archive(paths["images"]) as archive:
-        images = {s: _by_tail(archive, rf"leftImg8bit/{s}/[^/]+/([^/]+)_leftImg8bit\.png") for s in ("train", "val")}
-    with open_archive(paths["labels"]) as archive:
-        masks = {s: _by_tail(archive, rf"gtFine/{s}/[^/]+/([^/]+)_gtFine_labelIds\.png") for s in ("train", "val")}
-    plan = _Plan({s: sort_ids(parse_ids("\n".join(images[s]), paths["images"])) for s in ("train", "val")})
-    for split in ("train", "val"):
-        for key, present, needed in (("labels", masks, images), ("images", images, masks)):
-            if missing := set(needed[split]) - set(present[split]):
-                raise UserError(paths[key], f"no {split} file of {min(missing)}", "an image and its labelIds")
-        plan.images.update({("images", name): image_id for image_id, name in images[split].items()})
-        plan.masks.update({("labels", name): image_id for image_id, name in masks[split].items()})
-    if both := set(images["train"]) & set(images["val"]):
-        raise UserError(paths["images"], f"{min(both)} in train and val", "ids that are unique across splits")
-    return plan
-
-
-def _check_counts(dataset: Dataset, plan: _Plan, target: Path) -> None:
+def _check_counts(dataset: Dataset, plan: Plan, paths: dict[str, Path]) -> None:
     for name, expected in dataset.counts.items():
         if name not in plan.lists:
             raise UserError(f"counts of {dataset.kind}", name, " or ".join(plan.lists))
         if len(plan.lists[name]) != expected:
-            raise UserError(target / "lists" / f"{name}.txt", f"{len(plan.lists[name])} images", expected)
-
-
-def _convert(dataset: Dataset, paths: dict[str, Path], plan: _Plan, target: Path, pool: ProcessPoolExecutor) -> None:
-    """Images first, because a mask is checked against its image's size."""
-    suffix = _SUFFIX[dataset.kind]
-    for wanted, folder, ending in ((plan.images, "images", suffix), (plan.masks, "masks", ".png")):
-        todo: dict[str, dict[str, str]] = {}
-        for (key, member), image_id in wanted.items():
-            if not (target / folder / f"{image_id}{ending}").is_file():
-                todo.setdefault(key, {})[member] = image_id
-        for key, members in todo.items():
-            with open_archive(paths[key]) as archive:
-                jobs = (
-                    _Job(f"{paths[key]}:{name}", content, target / folder / f"{members[name]}{ending}",
-                         target / "images" / f"{members[name]}{suffix}", len(dataset.classes), dataset.ignore_label)
-                    for name, content in archive.read(members)
-                )  # fmt: skip
-                _run(pool, _write_image if folder == "images" else _MASK_WRITERS[key], jobs)
-
-
-@dataclass(frozen=True)
-class _Job:
-    where: str
-    content: bytes
-    output: Path
-    image: Path
-    n_classes: int
-    ignore_label: int
-
-
-def _run(pool: ProcessPoolExecutor, function: Callable[[_Job], None], jobs: Iterator[_Job], ahead: int = 64) -> None:
-    """Run the jobs in the pool, never more than `ahead` of them in memory."""
-    running: set[Future[None]] = set()
-
-    def settle(done: Iterable[Future[None]]) -> None:
-        for future in done:
-            future.result()
-
-    try:
-        for job in jobs:
-            running.add(pool.submit(function, job))
-            if len(running) >= ahead:
-                done, running = wait(running, return_when=FIRST_COMPLETED)
-                settle(done)
-        settle(running)
-    finally:
-        for future in running:
-            future.cancel()
-
-
-def _write_image(job: _Job) -> None:
-    decode(job.content, job.where)
-    with atomic_path(job.output) as temporary:
-        temporary.write_bytes(job.content)
-
-
-def _write_voc_mask(job: _Job) -> None:
-    _write_mask(job, decode_mask(job.content, job.where))
-
-
-def _write_sbd_mask(job: _Job) -> None:
-    try:
-        content: Any = io.BytesIO(job.content)  # the stubs know paths only
-        labels = scipy.io.loadmat(content, variable_names=["GTcls"])["GTcls"]["Segmentation"][0, 0]
-    except Exception as error:  # scipy raises whatever the damaged bytes lead to
-        raise UserError(job.where, f"{type(error).__name__} {error}", "GTcls.Segmentation of SBD") from error
-    if not isinstance(labels, np.ndarray) or labels.ndim != 2 or labels.dtype.kind not in "iu":
-        raise UserError(job.where, f"Segmentation of shape {np.shape(labels)}", "an (H, W) array of labels")
-    if labels.size and (labels.min() < 0 or labels.max() > 255):
-        raise UserError(job.where, f"labels {labels.min()} to {labels.max()}", f"0 to {job.n_classes - 1}")
-    _write_mask(job, labels.astype(np.uint8))
-
-
-def _write_cityscapes_mask(job: _Job) -> None:
-    table = train_id_table(job.ignore_label)
-    ids = decode_mask(job.content, job.where)
-    labels = table[ids]
-    if (unknown := labels < 0).any():
-        raise UserError(job.where, f"label id {ids[unknown][0]}", "the ids of cityscapesscripts.helpers.labels")
-    _write_mask(job, labels.astype(np.uint8))
-
-
-_MASK_WRITERS = {"voc": _write_voc_mask, "sbd": _write_sbd_mask, "labels": _write_cityscapes_mask}
-
-
-def train_id_table(ignore_label: int) -> np.ndarray:
-    """(256,) int16: Cityscapes label id -> train id, `ignore_label` for ids outside evaluation, -1 for unknown ids."""
-    from cityscapesscripts.helpers.labels import labels as known
-
-    table = np.full(256, -1, np.int16)
-    for label in known:
-        if label.id >= 0:
-            table[label.id] = ignore_label if label.trainId in (-1, 255) else label.trainId
-    return table
-
-
-def _write_mask(job: _Job, labels: UInt8) -> None:
-    with Image.open(job.image) as image:
-        width, height = image.size
-    check_size(labels, (height, width), job.where)
-    check_labels(labels, job.n_classes, job.ignore_label, job.where)
-    with atomic_path(job.output) as temporary:
-        temporary.write_bytes(encode_mask(labels))
-
-
-def _content_hash(target: Path, suffix: str, plan: _Plan, pool: ProcessPoolExecutor) -> tuple[int, str]:
-    """Write the names and hashes of all files to checksums.sha256; their number, and the SHA-256 of what is written."""
-    names = [f"lists/{name}.txt" for name in plan.lists]
-    names += [f"images/{image_id}{suffix}" for image_id in plan.images.values()]
-    names += [f"masks/{image_id}.png" for image_id in plan.masks.values()]
-    names = sort_ids(names)
-    digests = pool.map(sha256, [target / name for name in names], chunksize=64)
-    with atomic_path(target / CHECKSUMS) as temporary:
-        lines = [f"{digest}  {name}\n" for name, digest in zip(names, digests, strict=True)]
-        temporary.write_bytes("".join(lines).encode())
-    return len(names), sha256(target / CHECKSUMS)
+            where = " and ".join(map(str, paths.values()))
+            raise UserError(
+                where, f"{len(plan.lists[name])} images in {name}", f"the {expected} that `counts` declares"
+            )

@@ -7,26 +7,26 @@ mark of that version (ETag, else Last-Modified). Only a partial file that is kno
 import os
 import re
 import shutil
-import sys
-import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import asdict, dataclass
+from http import HTTPStatus
 from pathlib import Path
 from typing import IO
 
 import requests
 import urllib3
 from rich.filesize import decimal
-from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn, TransferSpeedColumn
+from rich.progress import DownloadColumn, TransferSpeedColumn
 from tenacity import RetryCallState, Retrying, retry_if_exception_type, stop_after_attempt, wait_exponential
 
+from u2pl.data.progress import EVERY, progress
 from u2pl.errors import UserError
 from u2pl.experiments.schema import public
 from u2pl.files import read_json, write_json
 
 _BLOCK = 1 << 20
 _TRANSIENT = {408, 425, 429, 500, 502, 503, 504}
+_PHRASES = {int(status): status.phrase for status in HTTPStatus}
 
 
 @dataclass(frozen=True)
@@ -36,7 +36,7 @@ class Network:
     timeout: float = 60  # seconds without a byte
     attempts: int = 5  # in a row that bring nothing
     wait: float = 1  # seconds before the second attempt; doubles, up to a minute
-    report: float = 30  # seconds between two lines of progress in a log
+    report: float = EVERY  # seconds between two lines of progress in a log
 
 
 class Refused(Exception):
@@ -111,14 +111,21 @@ def copy(source: Path, part: Path, network: Network) -> None:
     """Copy a local file to `part`. Raises Refused if it cannot be read."""
     try:
         incoming = source.open("rb")
-    except OSError as error:
-        raise Refused(error.strerror) from None
+    except (OSError, ValueError) as error:  # ValueError: a null character
+        raise Refused(getattr(error, "strerror", None) or str(error)) from None
     with incoming:
         discard(part)
-        length = os.fstat(incoming.fileno()).st_size
-        check_space(part, length)
+        before = os.fstat(incoming.fileno())
+        check_space(part, before.st_size)
         with part.open("wb") as stream:
-            _pump(lambda: incoming.read(_BLOCK), stream, length, network)
+            _pump(lambda: incoming.read(_BLOCK), stream, before.st_size, network)
+        after = os.fstat(incoming.fileno())
+    if (before.st_size, before.st_mtime_ns, before.st_ctime_ns) != (
+        after.st_size,
+        after.st_mtime_ns,
+        after.st_ctime_ns,
+    ):
+        raise Refused("a file that changed while it was copied")
 
 
 def check_space(part: Path, more: int) -> None:
@@ -171,7 +178,7 @@ def _judge(response: requests.Response, part: Path, origin: _Origin | None, offs
     if origin and status in (206, 416):  # another range than asked for, or a file of another length: not ours
         discard(part)
         raise Again(f"HTTP {status} for a range: the file has changed")
-    reason = f"HTTP {status} {response.reason}"
+    reason = f"HTTP {status} {_PHRASES.get(status, '')}".rstrip()  # not the server's phrase, which may hold anything
     raise Again(reason) if status in _TRANSIENT else Refused(reason)
 
 
@@ -228,34 +235,10 @@ def _reason(error: BaseException, network: Network) -> str:
 
 
 def _pump(read: Callable[[], bytes], stream: IO[bytes], length: int | None, network: Network) -> None:
-    with _progress(_name(Path(stream.name)), stream.tell(), length, network) as advance:
+    columns = (DownloadColumn(), TransferSpeedColumn())
+    with progress(
+        _name(Path(stream.name)), length, start=stream.tell(), shown=decimal, columns=columns, every=network.report
+    ) as advance:
         while block := read():
             stream.write(block)
             advance(len(block))
-
-
-@contextmanager
-def _progress(name: str, start: int, length: int | None, network: Network) -> Iterator[Callable[[int], None]]:
-    """Size and rate: a bar where someone is watching, else a line now and then."""
-    if sys.stdout.isatty():
-        columns = (TextColumn("{task.description}"), BarColumn(), DownloadColumn(), TransferSpeedColumn())
-        with Progress(*columns, TimeRemainingColumn(), transient=True) as bar:
-            task = bar.add_task(name, total=length, completed=start)
-            yield lambda count: bar.advance(task, count)
-        return
-    done, began = start, time.monotonic()
-    reported = began
-
-    def line() -> str:
-        rate = (done - start) / max(time.monotonic() - began, 1e-3)
-        return f"{name}: {decimal(done)} of {decimal(length) if length else 'unknown'}, {decimal(int(rate))}/s"
-
-    def advance(count: int) -> None:
-        nonlocal done, reported
-        done += count
-        if (now := time.monotonic()) - reported >= network.report:
-            reported = now
-            print(line(), flush=True)
-
-    yield advance
-    print(line(), flush=True)
