@@ -54,7 +54,7 @@ def both(folder: Path):  # type: ignore[no-untyped-def]
     with tarfile.open(folder / "VOCtrainval_11-May-2012.tar") as voc, tarfile.open(folder / "benchmark.tgz") as sbd:
         coarse = {}
         for member in sbd:
-            if member.name.endswith(".mat"):
+            if "/dataset/cls/" in member.name:
                 content = scipy.io.loadmat(io.BytesIO(sbd.extractfile(member).read()))  # type: ignore[union-attr]
                 coarse[Path(member.name).stem] = content["GTcls"]["Segmentation"][0, 0]
         for member in voc:

@@ -18,7 +18,7 @@ from u2pl.data.images import check_labels, decode_mask, read_bytes
 from u2pl.data.lists import read_ids
 from u2pl.data.splits import check
 from u2pl.errors import UserError
-from u2pl.files import atomic_path, read_json
+from u2pl.files import atomic_path, read_fields
 
 Counts = NDArray[np.int64]
 
@@ -68,7 +68,7 @@ def audit_splits(
         for source, ids in labeled.items():
             if sources and source not in sources:
                 continue
-            prepared = data / read_json(folders[source] / "manifest.json")["dataset"]
+            prepared = data / read_fields(folders[source] / "manifest.json", dataset=str)["dataset"]
             check(folders[source], prepared)
             pixels: dict[str, float] = {}
             images: dict[str, float] = {}
@@ -94,8 +94,8 @@ def audit_splits(
 
 def _reader(prepared: Path) -> Callable[[str], Counts]:
     """A function id -> (classes,) pixel counts, without the ignored ones; a mask is read once for all splits."""
-    manifest = read_json(prepared / "manifest.json")
-    n_classes, ignore = len(manifest["classes"]), int(manifest["ignore_label"])
+    manifest = read_fields(prepared / "manifest.json", classes=list, ignore_label=int)
+    n_classes, ignore = len(manifest["classes"]), manifest["ignore_label"]
     known: dict[str, Counts] = {}
 
     def count(image_id: str) -> Counts:
@@ -113,7 +113,7 @@ def _frequencies(
     ids: set[str], prepared: Path, count: Callable[[str], Counts]
 ) -> tuple[dict[str, float], dict[str, float]]:
     """Class -> its share of the labelled pixels; class -> the share of images that show it."""
-    names = read_json(prepared / "manifest.json")["classes"]
+    names = read_fields(prepared / "manifest.json", classes=list)["classes"]
     counts = np.stack([count(image_id) for image_id in sorted(ids)])  # (images, classes)
     pixels = counts.sum(0) / max(1, counts.sum())
     images = (counts > 0).mean(0)

@@ -16,7 +16,7 @@ from u2pl.data.augment import weak_augmentation
 from u2pl.data.images import check_labels, check_size, decode_image, decode_mask, read_bytes
 from u2pl.errors import UserError
 from u2pl.experiments.schema import Dataset, MethodSettings, Recipe
-from u2pl.files import read_json
+from u2pl.files import read_fields
 
 Sample = tuple[tv_tensors.Image, tv_tensors.Mask]
 _LABELLED, _UNLABELLED = 0, 1  # streams: part of every sample's seed
@@ -38,7 +38,7 @@ class SegmentationFolder(TorchDataset[Sample]):
         ignore_label: int,
         transform: Callable[..., Any] | None = None,
     ) -> None:
-        self.suffix: str = read_json(prepared / "manifest.json")["suffix"]
+        self.suffix: str = read_fields(prepared / "manifest.json", suffix=str)["suffix"]
         self.prepared, self.ids, self.transform = prepared, list(ids), transform
         self.n_classes, self.ignore_label = n_classes, ignore_label
 

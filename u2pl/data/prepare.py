@@ -16,7 +16,7 @@ import shutil
 from collections.abc import Collection, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -27,7 +27,7 @@ from u2pl.data.lists import list_bytes, sort_ids
 from u2pl.data.progress import progress
 from u2pl.errors import UserError
 from u2pl.experiments.schema import Dataset
-from u2pl.files import atomic_path, locked, read_json, sha256, write_json
+from u2pl.files import atomic_path, locked, read_fields, read_json, sha256, write_json
 
 CHECKSUMS = "checksums.sha256"
 MANIFEST = "manifest.json"
@@ -58,7 +58,7 @@ def prepare(dataset: Dataset, archives: Path, target: Path, workers: int) -> Non
             made, counts = _make(dataset, paths, target, workers, known, target / CHECKSUMS)
             _write_checksums(target, made)
             facts = {"counts": counts, "files": len(made), "content_sha256": _content_hash(made), "archives": hashes}
-            if not (manifest.is_file() and _read_manifest(manifest) == _declared(dataset) | facts):
+            if not _holds(manifest, _declared(dataset) | facts):
                 write_json(manifest, _declared(dataset) | facts)
         except BaseException:
             manifest.unlink(missing_ok=True)
@@ -74,7 +74,7 @@ def restore(dataset: Dataset, archives: Path, target: Path, workers: int) -> Non
     manifest = target / MANIFEST
     if not manifest.is_file():
         return
-    recorded = _read_manifest(manifest)
+    recorded = read_fields(manifest, counts=dict, files=int, content_sha256=str, archives=dict)
     _check_manifest(dataset, recorded, manifest)
     if not _damaged(target, recorded):
         return
@@ -152,16 +152,8 @@ def _declared(dataset: Dataset) -> dict[str, Any]:
     }
 
 
-def _read_manifest(path: Path) -> dict[str, Any]:
-    value = read_json(path)
-    return value if isinstance(value, dict) else {}
-
-
 def _check_manifest(dataset: Dataset, recorded: dict[str, Any], manifest: Path) -> None:
     """Raise UserError unless the manifest is of the data set as the params declare it today."""
-    for key, kind in (("counts", dict), ("files", int), ("content_sha256", str), ("archives", dict)):
-        if not isinstance(recorded.get(key), kind):
-            raise UserError(f"{manifest}: {key}", recorded.get(key), "what `u2pl data prepare` writes")
     for key, expected in (_declared(dataset) | {"counts": recorded["counts"] | dataset.counts}).items():
         if recorded.get(key) != expected:
             again = f"{expected} of the params (`u2pl data prepare` converts again)"
@@ -240,18 +232,21 @@ def _start(target: Path, dataset: Dataset, hashes: dict[str, str]) -> None:
         "classes": len(dataset.classes),
         "ignore_label": dataset.ignore_label,
     }
-    key_file = target / "sources.json"
-    try:
-        same = read_json(key_file) == key
-    except UserError:
-        same = False
-    if same:
+    if _holds(target / "sources.json", key):
         return
-    key_file.unlink(missing_ok=True)
-    (target / CHECKSUMS).unlink(missing_ok=True)
+    # The old key goes first, the new one comes last: a kill in between leaves no old file under the new key.
+    for name in ("sources.json", CHECKSUMS):
+        (target / name).unlink(missing_ok=True)
     for name in ("images", "masks", "lists"):
         shutil.rmtree(target / name, ignore_errors=True)
-    write_json(key_file, key)
+    write_json(target / "sources.json", key)
+
+
+def _holds(path: Path, value: dict[str, Any]) -> bool:
+    """Whether the JSON file holds this value."""
+    with suppress(UserError):
+        return bool(read_json(path) == value)
+    return False
 
 
 # --------------------------------------------------------------------------------------------------------- conversion

@@ -14,7 +14,7 @@ from typing import Any
 from u2pl.data.lists import hash_ids, read_ids, sort_ids, write_ids
 from u2pl.errors import UserError
 from u2pl.experiments.schema import Protocol
-from u2pl.files import read_json, sha256, write_json
+from u2pl.files import read_fields, sha256, write_json
 
 LISTS = ("labeled", "unlabeled", "val")
 
@@ -46,7 +46,7 @@ def write(
 
     The manifest goes first and comes last, so that a folder with one is complete.
     """
-    content = read_json(prepared / "manifest.json")["content_sha256"]
+    content = _content(prepared)
     complete = {**lists, "val": read_ids(prepared / "lists" / "val.txt")}
     manifest = target / "manifest.json"
     manifest.unlink(missing_ok=True)
@@ -96,7 +96,8 @@ def check(folder: Path, prepared: Path) -> None:
     validation list that is not complete; lists that differ from the manifest or from the published ones it names; data
     that changed since the split was made.
     """
-    manifest = read_json(folder / "manifest.json")
+    kinds: dict[str, type] = {"candidates": str, "universe": str, "sha256": dict, "prepared_content_sha256": str}
+    manifest = read_fields(folder / "manifest.json", **kinds)
     where = {name: folder / f"{name}.txt" for name in LISTS}
     lists = {name: read_ids(path) for name, path in where.items()}
     check_lists(lists, where, prepared, manifest["candidates"], manifest["universe"])
@@ -104,13 +105,27 @@ def check(folder: Path, prepared: Path) -> None:
     if different := set(lists["val"]) ^ set(read_ids(val)):
         raise UserError(where["val"], f"a difference at {min(different)}", val)
     for name in LISTS:
-        if (found := sha256(where[name])) != manifest["sha256"][name]:
-            raise UserError(where[name], f"sha256 {found}", f"{manifest['sha256'][name]} of its manifest")
-    for name, facts in manifest.get("files", {}).items():
-        if facts and (found := hash_ids(lists[name])) != facts["sha256_ids"]:
+        if (found := sha256(where[name])) != (expected := manifest["sha256"].get(name)):
+            raise UserError(where[name], f"sha256 {found}", f"{expected} of its manifest")
+    for name, facts in _published(folder / "manifest.json", manifest).items():
+        if (found := hash_ids(lists[name])) != facts["sha256_ids"]:
             raise UserError(where[name], f"sha256 {found} of its ids", f"{facts['sha256_ids']} as published")
-    content = read_json(prepared / "manifest.json")["content_sha256"]
+    content = _content(prepared)
     if content != manifest["prepared_content_sha256"]:
         raise UserError(
             prepared / "manifest.json", f"content {content}", f"{manifest['prepared_content_sha256']} of the split"
         )
+
+
+def _content(prepared: Path) -> str:
+    return str(read_fields(prepared / "manifest.json", content_sha256=str)["content_sha256"])
+
+
+def _published(where: Path, manifest: dict[str, Any]) -> dict[str, dict[str, str]]:
+    """What the manifest says of the published lists; empty for drawn ones."""
+    files = manifest.get("files", {})
+    known = isinstance(files, dict) and files.keys() <= set(LISTS)
+    found = {name: facts for name, facts in files.items() if facts is not None} if known else {}
+    if not known or any(not isinstance(facts, dict) or "sha256_ids" not in facts for facts in found.values()):
+        raise UserError(f"{where}: files", repr(files)[:80], "the path and hashes of each published list")
+    return found

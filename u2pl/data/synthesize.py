@@ -1,7 +1,8 @@
 """Small archives in the upstream layouts, drawn instead of downloaded.
 
 `u2pl.data.scenes` draws the images. Equal arguments give equal bytes: every image has its own generator, and archives
-carry no clock, user or machine.
+carry no clock, user or machine. Each archive also holds a sample of what upstream's has beside the wanted files, so
+that no path is taken by real data alone.
 """
 
 import gzip
@@ -14,6 +15,7 @@ from typing import Any
 
 import numpy as np
 import scipy.io
+from numpy.typing import NDArray
 from PIL import Image
 
 from u2pl.data.images import UInt8, encode_mask
@@ -22,8 +24,11 @@ from u2pl.errors import UserError
 from u2pl.files import atomic_path
 
 _CITIES = {"train": ("aachen", "bochum", "cologne"), "val": ("frankfurt", "munster")}
+_TEST = "test/berlin/berlin_000000_000019"
 _VOC = "VOCdevkit/VOC2012"
 _SBD = "benchmark_RELEASE/dataset"
+_SBD_DEMO = "benchmark_RELEASE/benchmark_code_RELEASE/demo/datadir"
+_TASKS = {"Main": "aeroplane", "Layout": "person", "Action": "jumping"}  # tasks of VOC -> the beginning of a list
 _RIM = 255
 
 
@@ -72,6 +77,7 @@ def _pascal(target: Path, seed: int, train: int, extra: int, val: int, size: tup
             image, labels = scene(seed, index, size)
             yield f"{_VOC}/JPEGImages/{image_id}.jpg", _jpeg(image)
             yield f"{_VOC}/SegmentationClass/{image_id}.png", _palettised(_with_rims(labels))
+        yield from _rest_of_voc(voc[0], [names[i] for i in groups["extra"][:1]], scene(seed, total, size))
 
     everything = sorted((name, index) for index, name in enumerate(names))
     held_out = everything[::4]  # SBD's own val list, unrelated to VOC's
@@ -85,9 +91,33 @@ def _pascal(target: Path, seed: int, train: int, extra: int, val: int, size: tup
             yield f"{_SBD}/img/{image_id}.jpg", _jpeg(image)
         yield f"{_SBD}/train.txt", _lines([name for name, _ in everything if (name, _) not in held_out])
         yield f"{_SBD}/val.txt", _lines([name for name, _ in held_out])
+        # Upstream's demo has copies of two images, with lists of its own.
+        shown = everything[:2]
+        for image_id, index in shown:
+            image, labels = scene(seed, index, size)
+            for folder in (_SBD, _SBD_DEMO):
+                yield f"{folder}/inst/{image_id}.mat", _sbd_mat(_coarse(labels), "GTinst")
+            yield f"{_SBD_DEMO}/cls/{image_id}.mat", _sbd_mat(_coarse(labels))
+            yield f"{_SBD_DEMO}/img/{image_id}.jpg", _jpeg(image)
+        yield f"{_SBD_DEMO}/train.txt", _lines([shown[0][0]])
+        yield f"{_SBD_DEMO}/val.txt", _lines([name for name, _ in shown[1:]])
 
     _write_tar(target / "VOCtrainval_11-May-2012.tar", voc_members(), compress=False)
     _write_tar(target / "benchmark.tgz", sbd_members(), compress=True)
+
+
+def _rest_of_voc(first: tuple[str, int], others: list[str], scene: tuple[UInt8, UInt8]) -> Iterator[tuple[str, bytes]]:
+    """Lists of the other tasks, instances and boxes, and images that no list of segmentation names."""
+    image_id, _ = first
+    image, labels = scene
+    for task, line in (("Main", f"{image_id} -1\n"), ("Layout", f"{image_id} 1\n"), ("Action", f"{image_id} 1 -1\n")):
+        for name in ("train", "val", "trainval"):
+            yield f"{_VOC}/ImageSets/{task}/{name}.txt", f"{image_id}\n".encode()
+        yield f"{_VOC}/ImageSets/{task}/{_TASKS[task]}_train.txt", line.encode()
+    yield f"{_VOC}/Annotations/{image_id}.xml", b"<annotation><folder>VOC2012</folder></annotation>\n"
+    yield f"{_VOC}/SegmentationObject/{image_id}.png", _palettised(_with_rims(labels))
+    for other in others:
+        yield f"{_VOC}/JPEGImages/{other}.jpg", _jpeg(image)
 
 
 def _cityscapes(target: Path, seed: int, train: int, val: int, size: tuple[int, int]) -> None:
@@ -101,13 +131,28 @@ def _cityscapes(target: Path, seed: int, train: int, val: int, size: tuple[int, 
     def images() -> Iterator[tuple[str, bytes]]:
         for index, folder, stem in stems():
             yield f"leftImg8bit/{folder}/{stem}_leftImg8bit.png", _png(street_scene(seed, index, size)[0])
+        yield f"leftImg8bit/{_TEST}_leftImg8bit.png", _png(street_scene(seed, train + val, size)[0])
+        yield from _papers()
 
     def labels() -> Iterator[tuple[str, bytes]]:
         for index, folder, stem in stems():
             yield f"gtFine/{folder}/{stem}_gtFine_labelIds.png", encode_mask(street_scene(seed, index, size)[1])
+        # The test split's labels are of the frame and the own car alone.
+        _, folder, stem = next(stems())
+        ids = street_scene(seed, 0, size)[1]
+        for path in (f"gtFine/{folder}/{stem}", f"gtFine/{_TEST}"):
+            yield f"{path}_gtFine_instanceIds.png", _png(ids.astype(np.uint16) * 1000)
+            yield f"{path}_gtFine_color.png", _png(np.stack([ids] * 3, axis=2))
+            yield f"{path}_gtFine_polygons.json", b'{"imgHeight": 0, "imgWidth": 0, "objects": []}'
+        yield f"gtFine/{_TEST}_gtFine_labelIds.png", encode_mask(np.full(size, 3, np.uint8))
+        yield from _papers()
 
     _write_zip(target / "leftImg8bit_trainvaltest.zip", images())
     _write_zip(target / "gtFine_trainvaltest.zip", labels())
+
+
+def _papers() -> Iterator[tuple[str, bytes]]:
+    yield from ((name, b"of the synthetic Cityscapes\n") for name in ("README", "license.txt"))
 
 
 # ----------------------------------------------------------------------------------------------------------- masks
@@ -164,7 +209,7 @@ def _jpeg(image: UInt8) -> bytes:
     return _saved(Image.fromarray(image), "JPEG", quality=92)
 
 
-def _png(image: UInt8) -> bytes:
+def _png(image: NDArray[Any]) -> bytes:
     return _saved(Image.fromarray(image), "PNG")
 
 
@@ -180,11 +225,11 @@ def _saved(image: Image.Image, kind: str, **options: int) -> bytes:
     return stream.getvalue()
 
 
-def _sbd_mat(labels: UInt8) -> bytes:
-    """SBD's class file: the struct GTcls with Segmentation (H, W) uint8 and CategoriesPresent."""
+def _sbd_mat(labels: UInt8, name: str = "GTcls") -> bytes:
+    """SBD's class file: the struct `name` with Segmentation (H, W) uint8 and CategoriesPresent."""
     present = np.unique(labels[labels > 0]).astype(np.uint8)[:, None]
     stream: Any = io.BytesIO()  # the stubs know paths only
-    scipy.io.savemat(stream, {"GTcls": {"Segmentation": labels, "CategoriesPresent": present}}, do_compression=True)
+    scipy.io.savemat(stream, {name: {"Segmentation": labels, "CategoriesPresent": present}}, do_compression=True)
     # The first 116 bytes are a comment with the time of writing.
     content: bytes = stream.getvalue()
     return b"MATLAB 5.0 MAT-file, synthetic".ljust(116) + content[116:]
