@@ -37,7 +37,7 @@ def _source(suite: Suite, name: str) -> str:
 
 
 def restored(suite: Suite, dataset: str, workers: int = 1) -> None:
-    """Make sure that the prepared files of a data set are here: `dvc pull` brings nothing but their manifest."""
+    """Make sure that the prepared files of a data set are here and sound: `dvc pull` brings only their manifest."""
     from u2pl.data.prepare import restore
 
     root = Path("data") / suite.scale
@@ -150,6 +150,9 @@ def audit(
     for name in source or []:
         if name != "drawn":
             _source(suite, name)
+    for name in suite.datasets:
+        if classes and (Path("data") / scale / name / "masks").is_dir():
+            restored(suite, name)
     audits = audit_splits(Path("data") / scale, protocol, source, classes=classes)
     if csv is not None:
         write_csv(csv, audits)

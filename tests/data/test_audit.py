@@ -12,8 +12,9 @@ from u2pl.data.audit import audit_splits, tables, write_csv
 from u2pl.data.lists import write_ids
 from u2pl.data.splits import draw, write
 from u2pl.errors import UserError
+from u2pl.experiments import load_suite
 from u2pl.experiments.schema import Protocol
-from u2pl.files import read_json
+from u2pl.files import read_json, write_json
 
 PROTOCOL = Protocol(dataset="pascal", candidates="train_aug", universe="train_aug", fractions={"1/2": 4})
 
@@ -83,6 +84,10 @@ def test_command_line(data: Path, tmp_path: Path) -> None:
     done = subprocess.run(command, cwd=tmp_path / "work", capture_output=True, text=True)
     assert (done.returncode, len(done.stderr.splitlines())) == (2, 1) and "no split" in done.stderr
     shutil.copytree(data / "pascal", tmp_path / "work/data/demo/pascal")
+    dataset = load_suite("demo", root).datasets["pascal"]
+    declared = {"classes": [label.name for label in dataset.classes], "counts": dataset.counts}
+    manifest = tmp_path / "work/data/demo/pascal/manifest.json"
+    write_json(manifest, read_json(manifest) | declared)
     shutil.copytree(data / "splits/blender", tmp_path / "work/data/demo/splits/pascal_blender")
     done = subprocess.run(
         [*command, "--source", "u2pl", "--csv", "audit.csv"], cwd=tmp_path / "work", capture_output=True, text=True

@@ -58,7 +58,7 @@ def both(folder: Path):  # type: ignore[no-untyped-def]
                 content = scipy.io.loadmat(io.BytesIO(sbd.extractfile(member).read()))  # type: ignore[union-attr]
                 coarse[Path(member.name).stem] = content["GTcls"]["Segmentation"][0, 0]
         for member in voc:
-            if member.name.endswith(".png"):
+            if "/SegmentationClass/" in member.name:
                 fine = np.asarray(Image.open(io.BytesIO(voc.extractfile(member).read())))  # type: ignore[union-attr]
                 yield fine, coarse[Path(member.name).stem]
 
