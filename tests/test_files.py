@@ -11,7 +11,7 @@ import torch
 from u2pl.engine.checkpoints import save
 from u2pl.engine.train import write_live
 from u2pl.errors import UserError
-from u2pl.files import atomic_path, write_json
+from u2pl.files import atomic_path, read_fields, write_json
 
 
 def test_a_failed_write_keeps_the_old_file_and_leaves_no_other(tmp_path: Path) -> None:
@@ -23,6 +23,43 @@ def test_a_failed_write_keeps_the_old_file_and_leaves_no_other(tmp_path: Path) -
         raise RuntimeError
     assert target.read_bytes() == before
     assert list(tmp_path.iterdir()) == [target]
+
+
+def test_a_name_is_on_the_disk_after_its_bytes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """In this order, a power cut leaves the old file or the new one, and never an empty one."""
+    events: list[str] = []
+    fsync, replace = os.fsync, os.replace
+
+    def synced(descriptor: int) -> None:
+        path = Path(os.readlink(f"/proc/self/fd/{descriptor}"))
+        events.append("folder" if path == tmp_path else f"{path.read_bytes()!r}")
+        fsync(descriptor)
+
+    def renamed(source: Path, target: Path) -> None:
+        events.append("rename")
+        replace(source, target)
+
+    monkeypatch.setattr(os, "fsync", synced)
+    monkeypatch.setattr(os, "replace", renamed)
+    with atomic_path(tmp_path / "a") as temporary:
+        temporary.write_bytes(b"all of it")
+    assert events == ["b'all of it'", "rename", "folder"]
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [("[]", "found list, expected an object with a, b"), ('{"a": 1}', "a: found 1, expected a value of type str"),
+     ('{"a": ""}', "b: found None, expected a value of type list")],
+)  # fmt: skip
+def test_a_record_without_its_fields_is_one_line(text: str, message: str, tmp_path: Path) -> None:
+    (tmp_path / "record.json").write_text(text)
+    with pytest.raises(UserError, match=message):
+        read_fields(tmp_path / "record.json", a=str, b=list)
+
+
+def test_errors_do_not_steer_the_terminal() -> None:
+    error = UserError("a\x1b[2Jb\x07", "\u202eright to left", "\ud800 and \x00")
+    assert str(error).isprintable() and error.where == "a\x1b[2Jb\x07"
 
 
 def test_an_output_folder_that_cannot_be_written(tmp_path: Path) -> None:
