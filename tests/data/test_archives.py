@@ -77,6 +77,16 @@ def test_damage_anywhere_is_one_line(kind: str, tmp_path: Path) -> None:
     assert refused > 20
 
 
+@pytest.mark.parametrize("header", [{"GNU.sparse.map": "x"}, {"GNU.sparse.major": "1", "GNU.sparse.minor": "0"}])
+def test_pax_headers_that_mean_nothing_are_one_line(header: dict[str, str], tmp_path: Path) -> None:
+    with tarfile.open(tmp_path / "archive", "w", format=tarfile.PAX_FORMAT) as archive:
+        info = tarfile.TarInfo("a")
+        info.size, info.pax_headers = 700, header
+        archive.addfile(info, io.BytesIO(b"x" * 700))
+    with pytest.raises(UserError, match="archive: found .*, expected a"):
+        contents(tmp_path / "archive")
+
+
 @pytest.mark.filterwarnings("ignore:Duplicate name")
 @pytest.mark.parametrize("kind", ["tar", "zip"])
 @pytest.mark.parametrize("second", ["a/b.txt", "./a/b.txt", "a//b.txt"])
