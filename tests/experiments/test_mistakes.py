@@ -117,8 +117,6 @@ PROTOCOL = {"dataset": "cityscapes", "candidates": "train", "universe": "train",
         (DATA, "pascal archives voc file", "../voc.tar"),
         (DATA, "pascal archives voc file", "-voc.tar"),
         (DATA, "pascal archives sbd file", "leftImg8bit_trainvaltest.zip"),
-        (DATA, "splits", {}),
-        ("splits.yaml", "drawn", {}),
     ],
 )  # fmt: skip
 def test_a_value_that_means_something_else_is_refused_by_file_and_key(
@@ -140,6 +138,8 @@ def test_a_value_that_means_something_else_is_refused_by_file_and_key(
         ("protocols.yaml", "pascal_blender universe", "train", "pascal_blender.candidates: found train_aug"),
         ("recipes.yaml", "pascal network weights 7x7", "weights/a.pth", "weights.7x7: found weights/a.pth"),
         ("figures.yaml", "fig4 cells U2PL", CITYSCAPES, "fig4.cells: found cityscapes and pascal"),
+        (DATA, "splits", {}, "datasets.yaml: splits: found a name with a meaning of its own"),
+        ("splits.yaml", "drawn", {}, "splits.yaml: drawn: found a name with a meaning of its own"),
         ("weights.yaml", "$(touch_pwned).pth", {"file": "a", "url": ""}, "weights.yaml: '$(touch_pwned).pth'"),
         ("protocols.yaml", "a/b", PROTOCOL, "protocols.yaml: 'a/b'"),
         ("methods.yaml", "a;b", {}, "methods.yaml: 'a;b'"),
