@@ -167,6 +167,27 @@ def test_awkward_text_compiles(suite: Suite, results: Path, tmp_path: Path) -> N
     compile_latex(tex + "\n\n" + escape(" ".join([*SYMBOLS, *greek, "é", "²", "₀"])), tmp_path)
 
 
+def test_titles_in_brackets_and_stars_are_no_arguments_of_the_row_above(
+    suite: Suite, results: Path, tmp_path: Path
+) -> None:
+    """`\\\\` takes a star and a length in brackets, `\\midrule` a width."""
+    titles = ["[SupOnly]", "[2] *", "*"]
+    renamed = dict(zip([row.title for row in suite.tables["table2"].rows], titles, strict=True))
+    table = suite.tables["table2"]
+    rows = [row.model_copy(update={"title": renamed[row.title]}) for row in table.rows]
+    cells = [cell.model_copy(update={"row": renamed[cell.row]}) for cell in suite.cells]
+    tables = {"table2": Table(caption="[One]\n\n[two] *", columns=table.columns, rows=rows)}
+    tex = write(suite.model_copy(update={"tables": tables, "cells": cells}), results).with_suffix(".tex").read_text()
+    assert len(body(tex)) == 3 and not any(line.startswith(("[", "*")) for line in body(tex))
+    compile_latex(tex, tmp_path)
+
+
+def test_a_control_character_is_no_latex() -> None:
+    for character in "\x00\x07\x1b\x7f\n":
+        with pytest.raises(UserError, match="LaTeX text"):
+            escape(f"a{character}b")
+
+
 @pytest.mark.parametrize("scale", ["demo", "paper"])
 def test_every_table_of_the_paper_compiles(scale: str, tmp_path: Path) -> None:
     suite = load_suite(scale, ROOT)
