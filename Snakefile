@@ -22,8 +22,10 @@ except UserError as error:
 
 DATA = f"data/{suite.scale}"
 RESULTS = f"results/{suite.scale}"
-# The `u2pl` beside the interpreter that runs Snakemake: no environment has to be activated.
-shell.prefix(f"set -euo pipefail; export PATH={shlex.quote(str(Path(sys.executable).parent))}:$PATH; ")
+# The `u2pl` beside the interpreter that runs Snakemake: no environment has to be activated. Snakemake formats the prefix
+# like a command.
+BIN = shlex.quote(str(Path(sys.executable).parent)).replace("{", "{{").replace("}", "}}")
+shell.prefix(f"set -euo pipefail; export PATH={BIN}:$PATH; ")
 
 
 report: "workflow/report/workflow.rst"

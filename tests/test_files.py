@@ -11,7 +11,7 @@ import torch
 from u2pl.engine.checkpoints import save
 from u2pl.engine.train import write_live
 from u2pl.errors import UserError
-from u2pl.files import atomic_path, read_fields, write_json
+from u2pl.files import atomic_path, read_fields, read_json, write_json
 
 
 def test_a_failed_write_keeps_the_old_file_and_leaves_no_other(tmp_path: Path) -> None:
@@ -88,3 +88,34 @@ def test_a_full_disk_is_one_line_and_leaves_nothing(tmp_path: Path, write: Calla
         assert [path for path in tmp_path.iterdir() if path.name != "live"] == []
     finally:
         subprocess.run(["umount", str(tmp_path)], check=True)
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        b'{"miou": NaN}',
+        b'{"miou": -Infinity}',
+        b'{"miou": 1e999}',
+        b"[" + b"9" * 5000 + b"]",
+        b"[18446744073709551616]",
+        b"[" * 100_000 + b"]" * 100_000,
+        b'{"a": 1, "a": 2}',
+        b'{"a": "\xff"}',
+        b'{"a": 1',
+        b"",
+    ],
+)
+def test_what_is_no_json_or_holds_no_usable_number_is_one_short_line(tmp_path: Path, content: bytes) -> None:
+    path = tmp_path / "a.json"
+    path.write_bytes(content)
+    with pytest.raises(UserError) as caught:
+        read_json(path)
+    message = str(caught.value)
+    assert message.startswith(f"{path}: found ") and "\n" not in message
+    assert len(message) < len(str(path)) + 200
+
+
+def test_the_widest_numbers_survive_the_file(tmp_path: Path) -> None:
+    value = {"a": [-(2**63), 2**63 - 1, 1.7976931348623157e308, 5e-324, 0.1]}
+    write_json(tmp_path / "a.json", value)
+    assert read_json(tmp_path / "a.json") == value

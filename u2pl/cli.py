@@ -1,9 +1,13 @@
 """`u2pl <verb>`: what the workflow's rules call, one verb a rule."""
 
+import io
 import json
+import os
+import signal
 import sys
+from contextlib import suppress
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -251,10 +255,43 @@ def schema(target: Path = Path("workflow/schemas")) -> None:
         write_json(target / f"{model.__name__.lower()}.schema.json", dialect | model.model_json_schema())
 
 
+class _Output(io.FileIO):
+    """Standard output. Its reader may be gone, as in `u2pl runs | head -1`, or its disk full."""
+
+    def write(self, data: Any) -> int:
+        try:
+            return super().write(data)
+        except OSError as error:
+            # What is still in buffers must not fail once more when Python ends.
+            with open(os.devnull, "wb") as nowhere:
+                os.dup2(nowhere.fileno(), self.fileno())
+            if isinstance(error, BrokenPipeError):
+                raise SystemExit(128 + signal.SIGPIPE) from error  # as the shell reports other tools
+            raise UserError("standard output", error.strerror, "room for what is printed") from error
+
+
+def _open_output() -> None:
+    """Let standard output take any character and fail in one line; closed streams take everything, and drop it."""
+    for name in ("stdout", "stderr"):
+        if getattr(sys, name) is None:
+            setattr(sys, name, os.fdopen(os.open(os.devnull, os.O_WRONLY), "w", encoding="utf-8"))
+    own = sys.__stdout__
+    if own is not None and own is sys.stdout and own.fileno() == 1:
+        stream = io.BufferedWriter(_Output(1, "wb", closefd=False))
+        sys.stdout = io.TextIOWrapper(stream, own.encoding, errors="replace", line_buffering=own.line_buffering)
+
+
 def main() -> None:
     """Run the command line; what a user can cause ends in one line and exit code 2."""
+    _open_output()
     try:
-        app()
+        try:
+            app()
+        finally:
+            sys.stdout.flush()  # here: what fails when Python ends is a traceback
     except UserError as error:
-        print(f"u2pl: {error}", file=sys.stderr)
+        # Names and contents of files may hold escape sequences, which a terminal would obey.
+        line = "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in str(error))
+        with suppress(OSError):
+            print(f"u2pl: {line}", file=sys.stderr)
         sys.exit(2)

@@ -3,9 +3,11 @@
 import errno
 import hashlib
 import json
+import math
 import os
 import socket
 import tempfile
+from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -102,11 +104,23 @@ def write_json(path: Path, value: Any) -> None:
 
 
 def read_json(path: Path) -> Any:
-    """Read JSON; raises UserError if the file is missing or is not JSON."""
+    """Read JSON; raises UserError if the file is missing or is not JSON.
+
+    Refused as well, since Python's reader takes them: NaN and infinities, numbers that no 64-bit integer or float
+    holds, and a key that occurs twice.
+    """
     try:
-        return json.loads(path.read_text(encoding="utf-8"))
+        return json.loads(
+            path.read_text(encoding="utf-8"),
+            parse_constant=_finite,
+            parse_float=_finite,
+            parse_int=_int64,
+            object_pairs_hook=_distinct,
+        )
     except FileNotFoundError as error:
         raise UserError(path, "no file", "a JSON file") from error
+    except RecursionError as error:
+        raise UserError(path, "values nested too deeply", "a JSON file") from error
     except (OSError, ValueError) as error:
         raise UserError(path, error, "a JSON file") from error
 
@@ -119,6 +133,27 @@ def read_fields(path: Path, **kinds: type) -> dict[str, Any]:
     for key, kind in kinds.items():
         if not isinstance(value.get(key), kind):
             raise UserError(f"{path}: {key}", repr(value.get(key))[:80], f"a value of type {kind.__name__}")
+    return value
+
+
+def _finite(text: str) -> float:
+    value = float(text)
+    if not math.isfinite(value):
+        raise ValueError(f"{value}, no finite number")
+    return value
+
+
+def _int64(text: str) -> int:
+    if len(text) > 20 or not -(2**63) <= (value := int(text)) < 2**63:
+        raise ValueError(f"a number that begins with {text[:20]}, no integer of 64 bits")
+    return value
+
+
+def _distinct(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    value = dict(pairs)
+    if len(value) < len(pairs):
+        ((twice, _),) = Counter(name for name, _ in pairs).most_common(1)
+        raise ValueError(f"the key {twice[:80]!r} twice")
     return value
 
 

@@ -14,6 +14,7 @@ MIOU = {
     ("u2pl", "1/8"): [55.125, 58.375],
     ("u2pl", "1/4"): [60.0, 62.0],
 }
+WEIGHTS = "0123456789abcdef" * 4  # the hash of every run's weights
 LABELLED = {"1/8": 8, "1/4": 16}
 
 
@@ -91,7 +92,9 @@ def run_id(method: str, fraction: str, seed: int) -> str:
 def results(tmp_path: Path) -> Path:
     for (method, fraction), values in MIOU.items():
         for seed, value in enumerate(values):
-            path = tmp_path / "runs" / run_id(method, fraction, seed) / "evaluation.json"
+            run = run_id(method, fraction, seed)
             # The last checkpoint is far off, so that mixing the two up is seen.
-            write_json(path, {"last": {"miou": 1.0, "iou": [1.0]}, "best": {"miou": value, "iou": [value]}})
+            evaluation = {"last": {"miou": 1.0, "iou": [1.0]}, "best": {"miou": value, "iou": [value]}}
+            write_json(tmp_path / "runs" / run / "evaluation.json", evaluation | {"weights_sha256": WEIGHTS})
+            write_json(tmp_path / "runs" / run / "run.json", {"id": run, "files": {"weights.pt": WEIGHTS}})
     return tmp_path

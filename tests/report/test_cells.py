@@ -8,7 +8,7 @@ from scipy import stats
 
 from u2pl.errors import UserError
 from u2pl.experiments.schema import Suite
-from u2pl.files import write_json
+from u2pl.files import read_json, write_json
 from u2pl.report.cells import COLUMNS, collect, compare, read_cells, write_cells
 
 SUPONLY, U2PL = [50.0, 52.0], [55.125, 58.375]  # as in conftest.MIOU at 1/8
@@ -75,6 +75,31 @@ def test_malformed_evaluation_is_the_users_to_know(suite: Suite, results: Path, 
         collect(suite, results)
 
 
+@pytest.mark.parametrize("weights", ["f" * 64, None, 1])
+def test_an_evaluation_of_other_weights_is_refused(suite: Suite, results: Path, weights: object) -> None:
+    """As a killed retraining leaves it, or one whose evaluation was never made again."""
+    path = results / "runs/blender-8-u2pl-seed1/evaluation.json"
+    write_json(path, read_json(path) | {"weights_sha256": weights})
+    for read in (collect, compare):
+        with pytest.raises(UserError, match=r"seed1/evaluation\.json: found weights_sha256 .* snakemake .*--force"):
+            read(suite, results)
+
+
+def test_an_evaluation_without_its_record_is_refused(suite: Suite, results: Path) -> None:
+    """A training removes run.json first and writes it last."""
+    (results / "runs/blender-8-u2pl-seed1/run.json").unlink()
+    with pytest.raises(UserError, match=r"seed1/run\.json: found no file, expected a finished run: snakemake"):
+        write_cells(suite, results, results / "cells.csv")
+    assert not (results / "cells.csv").exists()
+
+
+def test_a_record_of_another_run_is_refused(suite: Suite, results: Path) -> None:
+    path = results / "runs/blender-8-u2pl-seed1/run.json"
+    write_json(path, read_json(path) | {"id": "blender-8-u2pl-seed0"})
+    with pytest.raises(UserError, match=r"seed1/run\.json"):
+        collect(suite, results)
+
+
 def test_not_a_number_is_refused(suite: Suite, results: Path) -> None:
     write_json(results / "runs/blender-8-u2pl-seed1/evaluation.json", {"best": {"miou": float("nan")}})
     with pytest.raises(UserError, match="nan"):
@@ -91,7 +116,8 @@ def test_reading_what_is_not_a_table_of_cells(tmp_path: Path) -> None:
 
 def test_a_cell_reports_the_checkpoint_it_names(suite: Suite, results: Path) -> None:
     path = results / "runs/blender-8-u2pl-seed0/evaluation.json"
-    write_json(path, {"best": {"miou": 50.0}, "last": {"miou": 25.0}})
+    weights = read_json(path)["weights_sha256"]
+    write_json(path, {"best": {"miou": 50.0}, "last": {"miou": 25.0}, "weights_sha256": weights})
     names = ["blender-8-u2pl-seed0"]
     cells = [cell.model_copy(update={"checkpoint": c, "runs": names}) for c in ("best", "last") for cell in suite.cells]
     measured = [cell for cell in cells if cell.source == "measured" and cell.method == "u2pl"]

@@ -54,8 +54,9 @@ def finish(suite: Suite, results: Path, run: str, shift: float = 0.0, **provenan
     """Make a run, its best mIoU moved by `shift`."""
     folder, (best, last, loss) = results / "runs" / run, NUMBERS[run]
     record = PROVENANCE | {"params_sha256": suite.runs[run].params_sha256} | provenance
-    write_json(folder / "run.json", {"id": run, "provenance": record})
-    write_json(folder / "evaluation.json", {"best": {"miou": best + shift}, "last": {"miou": last}})
+    write_json(folder / "run.json", {"id": run, "files": {"weights.pt": "a"}, "provenance": record})
+    evaluation = {"best": {"miou": best + shift}, "last": {"miou": last}}
+    write_json(folder / "evaluation.json", evaluation | {"weights_sha256": "a"})
     (folder / "history.csv").write_text(f"epoch,loss\n1,9.0\n2,{loss}\n")
 
 

@@ -55,10 +55,14 @@ def site(tmp_path_factory: pytest.TempPathFactory, suite: Suite) -> Path:
         best, classes = miou(position), len(suite.runs[run].dataset.classes)
         ious = [None, *([best] * (classes - 1))]
         folder = results / "runs" / run
-        write_json(folder / "evaluation.json", {"best": {"miou": best, "iou": ious}, "last": {"miou": 5, "iou": ious}})
+        evaluation = {"best": {"miou": best, "iou": ious}, "last": {"miou": 5, "iou": ious}}
+        write_json(folder / "evaluation.json", evaluation | {"weights_sha256": "a"})
         provenance = {"git": {"commit": "c0ffee" * 6, "dirty": True}, "device": EVIL, "wall_time_s": 1.25}
         provenance |= {"libraries": {"torch": "2.11.0"}}
-        write_json(folder / "run.json", {"best_epoch": 7, "epochs": 8, "provenance": provenance})
+        write_json(
+            folder / "run.json",
+            {"id": run, "files": {"weights.pt": "a"}, "best_epoch": 7, "epochs": 8, "provenance": provenance},
+        )
         (folder / "history.csv").write_text(f"epoch,step,val_miou\n6,60,\n7,70,{best}\n8,80,5\n")
     write_cells(suite, results, results / "cells.csv")
     cells = pd.read_csv(results / "cells.csv", keep_default_na=False)

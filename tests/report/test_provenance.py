@@ -4,6 +4,7 @@ import contextlib
 import hashlib
 import json
 import math
+import re
 import shlex
 import shutil
 import statistics
@@ -172,6 +173,10 @@ def a_digit(data: bytes) -> bytes:
     return data[:at] + (b"1" if data[at : at + 1] != b"1" else b"2") + data[at + 1 :]
 
 
+def in_text(pattern: str, new: str) -> Callable[[bytes], bytes]:
+    return lambda data: re.sub(pattern, new, data.decode(), count=1).encode()
+
+
 @pytest.mark.parametrize(
     ("pattern", "edit"),
     [
@@ -191,6 +196,10 @@ def a_digit(data: bytes) -> bytes:
         (f"{RUN}/history.csv", a_digit),
         (f"{RUN}/run.json", in_json("spec", "settings", "decoder_lr_multiplier", add=1)),
         (f"{RUN}/run.json", lambda data: data[: len(data) // 2]),
+        (f"{RUN}/evaluation.json", in_text(r'"miou": [0-9.e-]+', '"miou": NaN')),
+        (f"{RUN}/evaluation.json", in_text(r'"miou": [0-9.e-]+', '"miou": 1e999')),
+        (f"{RUN}/evaluation.json", in_text(r'"weights_sha256": "[0-9a-f]+"', '"weights_sha256": ""')),
+        (f"{RUN}/run.json", in_text(r'"images_per_s": [0-9.e-]+', '"images_per_s": NaN')),
         (f"{RUN}/evaluation.json", in_json("best", "confusion", 0, 0, add=1)),
         (f"{RUN}/evaluation.json", in_json("last", "confusion", 2, 1, add=1)),
         (f"{RUN}/evaluation.json", in_json("best", "miou", add=1e-9)),
@@ -216,6 +225,26 @@ def test_what_was_tampered_with_is_named_and_nothing_else(
         assert call("verify", "--scale", "tiny") == 1
         out = capsys.readouterr().out
         assert out.splitlines()[0] == str(path) and out.count("  found     ") == out.count("  expected  ") == 1
+
+
+def test_a_split_that_no_run_names_is_checked_too(tmp_path: Path) -> None:
+    lists = published_list(load_suite("tiny"), "u2pl", "pascal_classic", 8)
+    assert lists is not None and lists.unlabelled is not None
+    with contextlib.ExitStack() as stack:
+        for source in ("drawn", "u2pl"):
+            folder = DATA / "splits/pascal_classic" / source / "8"
+            stack.callback(shutil.rmtree, folder, ignore_errors=True)
+        for path in (lists.labelled, lists.unlabelled):
+            assert call("data", "fetch-list", "u2pl", path, "--scale", "tiny") == 0
+        for source in ("drawn", "u2pl"):
+            assert call("data", "split", "pascal_classic", "8", "--source", source, "--scale", "tiny") == 0
+        assert those("differs") == {}
+        drawn = DATA / "splits/pascal_classic/drawn/8"
+        for path in (drawn / "labeled.txt", folder / "unlabeled.txt", DATA / "lists/u2pl" / lists.labelled):
+            with edited(path, flip):
+                assert str(path) in those("differs")
+        with edited(drawn / "manifest.json", lambda data: data.replace(b'"pascal"', b'"../pascal"')):
+            assert those("differs")[str(drawn / "manifest.json")].found == "dataset '../pascal'"
 
 
 def test_found_and_expected_are_told() -> None:
@@ -397,7 +426,8 @@ def test_a_verdict_is_told_with_its_numbers(capsys: pytest.CaptureFixture[str]) 
     evaluations = [RUN.with_name(RUN.name.replace("seed0", f"seed{seed}")) / "evaluation.json" for seed in (0, 1)]
 
     def measure(miou: float) -> Callable[[bytes], bytes]:
-        return lambda data: json.dumps({name: {"miou": miou, "iou": []} for name in ("best", "last")}).encode()
+        changed = {name: {"miou": miou, "iou": []} for name in ("best", "last")}
+        return lambda data: json.dumps(json.loads(data) | changed).encode()
 
     with contextlib.ExitStack() as stack:
         for path, miou in zip(evaluations, (48.0, 52.0), strict=True):
@@ -459,7 +489,7 @@ def test_a_run_that_is_not_made_tells_how(tmp_path: Path, capsys: pytest.Capture
 
 
 def test_a_record_of_another_version_is_no_crash(capsys: pytest.CaptureFixture[str]) -> None:
-    for edit in (lambda data: b"{}", lambda data: b"[]", lambda data: data.replace(b'"split_sha256"', b'"split"')):
+    for edit in (lambda data: b"{}", lambda data: b"[]", lambda data: data.replace(b'"split_sha256"', b'"split_sha"')):
         with edited(RUN / "run.json", edit):
             assert call("show", RUN.name, "--scale", "tiny") == 2
             assert f"{RUN.name}/run.json: found " in capsys.readouterr().err

@@ -1,6 +1,5 @@
 """The three views of a table; LaTeX is compiled where there is a compiler."""
 
-import json
 import re
 import shutil
 import subprocess
@@ -13,7 +12,7 @@ import pytest
 from u2pl.errors import UserError
 from u2pl.experiments import load_suite
 from u2pl.experiments.schema import Suite, Table
-from u2pl.files import write_json
+from u2pl.files import read_json, write_json
 from u2pl.report.cells import write_cells
 from u2pl.report.latex import SYMBOLS, escape
 from u2pl.report.tables import write_table
@@ -92,8 +91,9 @@ def test_verdicts_stand_beside_the_papers_number_with_their_rule(suite_on_real_d
     values = {"blender-8-suponly": (71.5, 71.6), "blender-8-u2pl": (60.0, 60.1), "blender-16-u2pl": (79.0, 82.0)}
     for run, pair in values.items():
         for seed, value in enumerate(pair):
+            path = results / f"runs/{run}-seed{seed}/evaluation.json"
             content = {"last": {"miou": 1.0}, "best": {"miou": value}}
-            write_json(results / f"runs/{run}-seed{seed}/evaluation.json", content)
+            write_json(path, content | {"weights_sha256": read_json(path)["weights_sha256"]})
     stem = write(suite_on_real_data, results)
     text = stem.with_suffix(".md").read_text(encoding="utf-8")
     assert "| SupOnly | **71.55 ± 0.07** (= 71.55) | 61.50 ± 0.00 |" in text
@@ -167,14 +167,34 @@ def test_awkward_text_compiles(suite: Suite, results: Path, tmp_path: Path) -> N
     compile_latex(tex + "\n\n" + escape(" ".join([*SYMBOLS, *greek, "é", "²", "₀"])), tmp_path)
 
 
+def test_titles_in_brackets_and_stars_are_no_arguments_of_the_row_above(
+    suite: Suite, results: Path, tmp_path: Path
+) -> None:
+    """`\\\\` takes a star and a length in brackets, `\\midrule` a width."""
+    titles = ["[SupOnly]", "[2] *", "*"]
+    renamed = dict(zip([row.title for row in suite.tables["table2"].rows], titles, strict=True))
+    table = suite.tables["table2"]
+    rows = [row.model_copy(update={"title": renamed[row.title]}) for row in table.rows]
+    cells = [cell.model_copy(update={"row": renamed[cell.row]}) for cell in suite.cells]
+    tables = {"table2": Table(caption="[One]\n\n[two] *", columns=table.columns, rows=rows)}
+    tex = write(suite.model_copy(update={"tables": tables, "cells": cells}), results).with_suffix(".tex").read_text()
+    assert len(body(tex)) == 3 and not any(line.startswith(("[", "*")) for line in body(tex))
+    compile_latex(tex, tmp_path)
+
+
+def test_a_control_character_is_no_latex() -> None:
+    for character in "\x00\x07\x1b\x7f\n":
+        with pytest.raises(UserError, match="LaTeX text"):
+            escape(f"a{character}b")
+
+
 @pytest.mark.parametrize("scale", ["demo", "paper"])
 def test_every_table_of_the_paper_compiles(scale: str, tmp_path: Path) -> None:
     suite = load_suite(scale, ROOT)
     for number, run in enumerate(suite.runs):
-        path = tmp_path / "runs" / run / "evaluation.json"
-        path.parent.mkdir(parents=True)
-        miou = {"miou": 40 + number / 10}
-        path.write_text(json.dumps({"best": miou, "last": miou}), encoding="utf-8")
+        miou, folder = {"miou": 40 + number / 10}, tmp_path / "runs" / run
+        write_json(folder / "evaluation.json", {"best": miou, "last": miou, "weights_sha256": "a"})
+        write_json(folder / "run.json", {"id": run, "files": {"weights.pt": "a"}})
     write_cells(suite, tmp_path, tmp_path / "cells.csv")
     sources = []
     for name, table in suite.tables.items():

@@ -1,6 +1,7 @@
 """YAML files -> typed params; a mistake is reported by file and key, with the nearest valid key."""
 
 import difflib
+import math
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, TypeVar, get_args, get_origin
@@ -9,22 +10,86 @@ import yaml
 from pydantic import BaseModel, ValidationError
 
 from u2pl.errors import UserError
-from u2pl.experiments.schema import public
+from u2pl.experiments.schema import Mistake, public
 
 Model = TypeVar("Model", bound=BaseModel)
+LOADER = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
+MAX_DEPTH = 30  # params/ nests 5 deep; the C parser's recursion bears thousands
+MAX_VALUES = 100_000  # params/ holds hundreds in a file; aliases of aliases can make billions of a few lines
 
 
 def read_yaml(path: Path) -> dict[str, Any]:
-    """Read a mapping; raises UserError if the file is missing, is not YAML, or holds something else."""
+    """Read a mapping whose keys are text; raises UserError if the file is missing, or holds something else.
+
+    Refused as well, since the parser takes them: a key that occurs twice, of which the last would win, a number that is
+    not finite, a tag, and more nesting than params need.
+    """
     try:
-        value = yaml.load(path.read_text(encoding="utf-8"), Loader=getattr(yaml, "CSafeLoader", yaml.SafeLoader))
+        text = path.read_text(encoding="utf-8")
+        # First of all: the C parser builds its nodes by recursion, and deep ones end the process.
+        _check_nesting(text)
+        loader = LOADER(text)
+        node = loader.get_single_node()
+        _check_nodes(node, {})
+        value = None if node is None else loader.construct_document(node)
     except FileNotFoundError as error:
         raise UserError(path, "no file", "a YAML file") from error
-    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
-        raise UserError(path, error, "a YAML file") from error
+    except (OSError, ValueError, yaml.YAMLError) as error:
+        raise UserError(path, str(error).replace('"<unicode string>", ', ""), "a YAML file") from error
     if not isinstance(value, dict):
         raise UserError(path, type(value).__name__, "a mapping of keys to values")
+    _check_numbers(value, path)
     return value
+
+
+def _check_nesting(text: str) -> None:
+    depth = 0
+    for event in yaml.parse(text, Loader=LOADER):
+        depth += isinstance(event, yaml.CollectionStartEvent) - isinstance(event, yaml.CollectionEndEvent)
+        if depth > MAX_DEPTH:
+            raise _refused(f"values nested deeper than {MAX_DEPTH}", event)
+        if tag := getattr(event, "tag", None):
+            raise _refused(f"the tag {tag[:40]}", event)
+
+
+def _refused(problem: str, where: Any) -> yaml.YAMLError:
+    return yaml.MarkedYAMLError(problem=problem, problem_mark=where.start_mark)
+
+
+def _check_nodes(node: yaml.Node | None, sizes: dict[yaml.Node, int]) -> int:
+    """The number of values below the node, those of aliases counted each time; `sizes` knows those of earlier nodes."""
+    if not isinstance(node, yaml.CollectionNode):
+        return 1
+    if node not in sizes:
+        sizes[node] = MAX_VALUES + 1  # until it is known: an alias within itself has no end
+        children = node.value
+        if isinstance(node, yaml.MappingNode):
+            _check_keys([key for key, _ in node.value])
+            children = [value for _, value in node.value]
+        sizes[node] = 1 + sum(_check_nodes(child, sizes) for child in children)
+    if sizes[node] > MAX_VALUES:
+        raise _refused(f"more than {MAX_VALUES} values", node)
+    return sizes[node]
+
+
+def _check_keys(keys: list[yaml.Node]) -> None:
+    seen = set()
+    for key in keys:
+        if key.tag not in ("tag:yaml.org,2002:str", "tag:yaml.org,2002:merge"):
+            raise _refused(f"the key {str(key.value)[:40]}, no text", key)
+        if key.value in seen:
+            raise _refused(f"the key {key.value[:80]!r} twice", key)
+        seen.add(key.value)
+
+
+def _check_numbers(value: Any, where: Path, key: tuple[str, ...] = ()) -> None:
+    large = isinstance(value, int) and not -(2**63) <= value < 2**63
+    if large or (isinstance(value, float) and not math.isfinite(value)):
+        found = f"an integer of {value.bit_length()} bits" if large else value
+        raise UserError(f"{where}: {'.'.join(key)[:200]}", found, "a finite number of at most 64 bits")
+    parts = value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list) else ()
+    for name, part in parts:
+        _check_numbers(part, where, (*key, str(name)))
 
 
 def merge(base: Mapping[str, Any], override: Mapping[str, Any]) -> dict[str, Any]:
@@ -48,13 +113,18 @@ def validate(model: type[Model], value: Any, where: Path, prefix: tuple[str, ...
         return model.model_validate(value)
     except ValidationError as error:
         first = error.errors()[0]
-        location = [str(part) for part in first["loc"]]
+        location = [str(part)[:80] for part in first["loc"]]
+        mistake = first.get("ctx", {}).get("error")
+        if isinstance(mistake, Mistake):
+            raise UserError(
+                f"{where}: {'.'.join([*prefix, *location, mistake.key])}", mistake.found, mistake.expected
+            ) from error
         key = ".".join([*prefix, *location]) or "the file"
         if first["type"] == "extra_forbidden":
             expected = nearest(location[-1], _fields(model, first["loc"][:-1]))
             raise UserError(f"{where}: {key}", "an unknown key", expected) from error
         found = "nothing" if first["type"] == "missing" else _shown(first["input"])
-        raise UserError(f"{where}: {key}", found[:80], first["msg"]) from error
+        raise UserError(f"{where}: {key}", found[:80], first["msg"].removeprefix("Value error, ")) from error
 
 
 def _shown(value: Any) -> str:

@@ -3,16 +3,58 @@
 import hashlib
 import json
 import re
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, TypeVar
 
-from pydantic import BaseModel, ConfigDict, Field, field_serializer, model_validator
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, field_serializer, model_validator
 
-Fraction = Annotated[str, Field(pattern=r"^(full|1/\d+)$")]
+Item = TypeVar("Item")
+
+
+class Mistake(ValueError):
+    """What does not fit together in a model: the dotted key below it, what was found there and what was expected."""
+
+    def __init__(self, key: str, found: object, expected: str) -> None:
+        super().__init__(f"{key}: {found}, expected {expected}")
+        self.key, self.found, self.expected = key, found, expected
+
+
+def _each_once(values: list[Item]) -> list[Item]:
+    if doubled := [value for value in values if values.count(value) > 1]:
+        raise ValueError(f"each once, not {doubled[0]!r} {values.count(doubled[0])} times")
+    return values
+
+
+def _printable(text: str) -> str:
+    """Titles reach terminals, LaTeX, HTML and file formats, which all take control characters for something else."""
+    if odd := [character for character in text if not character.isprintable() and character != "\u00a0"]:
+        raise ValueError(f"text without {odd[0]!r}")
+    if not text.strip():
+        raise ValueError("some text")
+    return text
+
+
+def _one_paragraph(text: str) -> str:
+    return re.sub(r"[ \t\n]+", " ", text).strip(" ")
+
+
+Fraction = Annotated[str, Field(pattern=r"^(full|1/[0-9]+)$")]
 Positive = Annotated[int, Field(gt=0)]
+Seed = Annotated[int, Field(ge=0, lt=2**32)]  # what NumPy takes
+Text = Annotated[str, AfterValidator(_printable)]
+Caption = Annotated[str, AfterValidator(_one_paragraph), AfterValidator(_printable)]
+Percent = Annotated[float, Field(ge=0, le=100)]
+Channel = Annotated[float, Field(ge=0, le=255)]
+Spread = Annotated[float, Field(gt=0)]
+Byte = Annotated[int, Field(ge=0, le=255)]
+AsTuple = Field(strict=False)  # YAML and JSON have lists
+Threads = Annotated[int, Field(le=1024)]  # more than any machine has: a few digits too many
 Seconds = Annotated[float, Field(gt=0)]
 Probability = Annotated[float, Field(ge=0, le=1)]
 Sha256 = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
-ListPath = Annotated[str, Field(pattern=r"^\w[\w-]*(/\w[\w-]*)*\.txt$")]  # never leaves data/<scale>/lists
+# Paths that never leave their folder, and that no shell and no wildcard takes for something else.
+_PART = r"[A-Za-z0-9_][A-Za-z0-9_.+-]*"
+FilePath = Annotated[str, Field(pattern=rf"^{_PART}(/{_PART})*$")]
+ListPath = Annotated[str, Field(pattern=rf"^{_PART}(/{_PART})*\.txt$")]
 
 
 def public(url: str) -> str:
@@ -25,18 +67,18 @@ def public(url: str) -> str:
 
 
 class Strict(BaseModel):
-    """Unknown keys are errors and instances are immutable."""
+    """Unknown keys are errors, nothing is converted (neither `true` to 1 nor text to a number); immutable."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=True, allow_inf_nan=False)
 
 
 class ClassLabel(Strict):
-    name: str
-    colour: tuple[int, int, int]  # RGB, 0 to 255
+    name: Text
+    colour: Annotated[tuple[Byte, Byte, Byte], AsTuple]  # RGB
 
 
 class Archive(Strict):
-    file: str  # upstream's file name
+    file: FilePath  # upstream's file name
     # file:, http:, https:, or cityscapes:<package> (needs an account); empty: the user puts the file into the folder
     url: str
     mirrors: list[str] = []  # tried in this order if `url` fails
@@ -71,11 +113,11 @@ class Evaluation(Strict):
 class Synthetic(Strict):
     """What `u2pl data synthesize` draws in place of the upstream archives."""
 
-    seed: int
+    seed: Seed
     train: Positive
-    extra: int  # SBD images beyond VOC's; 0 for Cityscapes
+    extra: Annotated[int, Field(ge=0)]  # SBD images beyond VOC's; 0 for Cityscapes
     val: Positive
-    size: tuple[Positive, Positive]  # height, width in pixels
+    size: Annotated[tuple[Positive, Positive], AsTuple]  # height, width in pixels
     cluttered: bool = False  # pascal: hard scenes, and noisy labels in the SBD part
 
 
@@ -86,24 +128,44 @@ class DiskSpace(Strict):
 
 class Dataset(Strict):
     kind: Literal["pascal", "cityscapes"]
-    classes: list[ClassLabel]
-    ignore_label: int = 255
-    mean: tuple[float, float, float]  # RGB on 0 to 255
-    std: tuple[float, float, float]
+    classes: Annotated[list[ClassLabel], Field(min_length=1)]
+    ignore_label: Byte = 255
+    mean: Annotated[tuple[Channel, Channel, Channel], AsTuple]  # RGB on 0 to 255
+    std: Annotated[tuple[Spread, Spread, Spread], AsTuple]
     archives: dict[str, Archive]
     disk_mb: DiskSpace = DiskSpace()  # for `u2pl plan`, until there are files to measure
-    counts: dict[str, int]  # images per list: train, train_aug (pascal), val
+    counts: Annotated[dict[str, Positive], Field(min_length=1)]  # images per list: train, train_aug (pascal), val
     evaluation: Evaluation
     synthetic: Synthetic | None = None
+
+    @model_validator(mode="after")
+    def labels_are_distinct_bytes(self) -> "Dataset":
+        names = [label.name for label in self.classes]
+        if doubled := [name for name in names if names.count(name) > 1]:
+            raise Mistake("classes", f"{doubled[0]!r} {names.count(doubled[0])} times", "one class of a name")
+        # Masks have 8 bits. That leaves the classes what the ignore label does not take.
+        if self.ignore_label < len(names):
+            expected = f"a label from {len(names)}, behind the {len(names)} classes, to 255"
+            raise Mistake("ignore_label", self.ignore_label, expected)
+        return self
+
+    @model_validator(mode="after")
+    def cityscapes_is_drawn_as_one_list(self) -> "Dataset":
+        drawn = self.synthetic
+        if self.kind == "cityscapes" and drawn is not None and (drawn.extra or drawn.cluttered):
+            key = "extra" if drawn.extra else "cluttered"
+            raise Mistake(f"synthetic.{key}", getattr(drawn, key), "nothing that only pascal has")
+        return self
 
 
 class Protocol(Strict):
     dataset: str
     candidates: Literal["train", "train_aug"]  # the list labelled images are drawn from
     universe: Literal["train", "train_aug"]  # the list whose rest is unlabelled
-    fractions: dict[Fraction, Positive]  # fraction -> number of labelled images
+    # fraction -> number of labelled images
+    fractions: Annotated[dict[Fraction, Positive], Field(min_length=1)]
     nested: bool = False
-    seed: int = 0
+    seed: Seed = 0
 
 
 class PublishedList(Strict):
@@ -121,7 +183,7 @@ class ListHashes(Strict):
 class PublishedSource(Strict):
     """A pinned commit of a repository with split lists."""
 
-    repository: str
+    repository: Text
     commit: Annotated[str, Field(pattern=r"^[0-9a-f]{40}$")]
     url: str  # prefix of the paths; empty: the user puts the files into data/<scale>/lists/<source>
     lists: dict[str, dict[Fraction, PublishedList]]  # by protocol
@@ -143,12 +205,14 @@ class PublishedSource(Strict):
 class Network(Strict):
     encoder: Literal["resnet18", "resnet50", "resnet101"]
     output_stride: Literal[8, 16] = 8
-    multi_grid: tuple[Positive, Positive, Positive] = (2, 2, 4)
+    multi_grid: Annotated[tuple[Positive, Positive, Positive], AsTuple] = (2, 2, 4)
     width: Positive = 64  # channels of the first stage; 64 is the published network
     channels: Positive = 256  # of ASPP branches, decoder and heads
     representation: Positive = 256
     dropout: Probability = 0.1
-    weights: dict[Literal["7x7", "deep"], str | None] = {}  # encoder weights file by stem; none: random initialisation
+    weights: dict[
+        Literal["7x7", "deep"], FilePath | None
+    ] = {}  # encoder weights file by stem; none: random initialisation
 
 
 class Estimate(Strict):
@@ -179,14 +243,14 @@ class Recipe(Strict):
     channels_last: bool = False
     fused_sgd: bool = False  # one kernel for the optimiser's step
     # the machine
-    workers: Annotated[int, Field(ge=0)] = 0  # of all ranks together, like threads
+    workers: Annotated[Threads, Field(ge=0)] = 0  # of all ranks together, like threads
     persistent_workers: bool = False  # keep them from epoch to epoch
     pinned_memory: bool = True  # where there is a GPU
     # what an interrupted run may lose; 0: save after each step
     save_every_minutes: Annotated[float, Field(ge=0)] = 10.0
     # What a run asks the machine for; its minutes follow from `estimate`, see u2pl/experiments/plan.py.
-    gpus: Annotated[int, Field(ge=0)] = 0  # more than one: as many ranks, by torchrun
-    threads: Positive = 1
+    gpus: Annotated[int, Field(ge=0, le=16)] = 0  # of one machine; more than one: as many ranks, by torchrun
+    threads: Annotated[Threads, Field(gt=0)] = 1
     mem_mb: Positive = 4000
     estimate: Estimate
 
@@ -278,26 +342,33 @@ class MethodSettings(Strict):
 class Preset(Strict):
     """A reading of the method: settings by data set, `all` first."""
 
-    title: str
+    title: Text
     all: dict[str, Any] = {}
     pascal: dict[str, Any] = {}
     cityscapes: dict[str, Any] = {}
 
 
 class Method(Strict):
-    title: str
-    groups: list[Group]  # of the settings it uses
+    title: Text
+    groups: Annotated[list[Group], Field(min_length=1), AfterValidator(_each_once)]  # of the settings it uses
     settings: dict[str, Any] = {}
 
 
 class Row(Strict):
     """One table row: a method with overrides (measured), or numbers the paper copied (quoted)."""
 
-    title: str
+    title: Text
     method: str | None = None
     fidelity: str = DEFAULT_FIDELITY
     overrides: dict[str, Any] = {}
-    paper: list[float | None]
+    paper: list[Percent | None]
+
+    @model_validator(mode="after")
+    def quoted_rows_train_nothing(self) -> "Row":
+        for key in ("fidelity", "overrides"):
+            if self.method is None and key in self.model_fields_set:
+                raise Mistake(key, repr(getattr(self, key)), "a row with a `method`: this one is quoted")
+        return self
 
     @property
     def source(self) -> Literal["measured", "quoted"]:
@@ -310,9 +381,9 @@ class Column(Strict):
 
 
 class Table(Strict):
-    caption: str
-    columns: list[Column]
-    rows: list[Row]
+    caption: Caption
+    columns: Annotated[list[Column], Field(min_length=1)]
+    rows: Annotated[list[Row], Field(min_length=1)]
 
     @model_validator(mode="after")
     def one_number_per_column(self) -> "Table":
@@ -342,8 +413,8 @@ class Figure(Strict):
 
     # classes, entropy and predictions are Fig. 1, 2 and 4 of the paper; comparison is made for every table by itself
     kind: Literal["classes", "entropy", "predictions", "curves", "comparison"]
-    caption: str
-    cells: dict[str, CellName] = {}
+    caption: Caption
+    cells: dict[Text, CellName] = {}
     table: str | None = None
     images: Positive = 4  # of Fig. 4
 
@@ -365,12 +436,14 @@ class Figure(Strict):
 class Scale(Strict):
     """A scale: seeds, and overrides merged over the files of `params/`."""
 
-    title: str
+    title: Text
     synthetic: bool
-    seeds: list[int]
-    tables: list[str] | None = None  # those it runs; null: all
+    seeds: Annotated[list[Seed], Field(min_length=1), AfterValidator(_each_once)]
+    # those it runs; null: all
+    tables: Annotated[list[str], Field(min_length=1), AfterValidator(_each_once)] | None = None
     equivalence_margin: Annotated[float, Field(gt=0)] = 1.0  # mIoU; a smaller difference from the paper's is none
-    baseline: list[str] | None = None  # the runs that results/baselines/<scale>.csv holds; null: all
+    # the runs that results/baselines/<scale>.csv holds; null: all
+    baseline: Annotated[list[str], Field(min_length=1), AfterValidator(_each_once)] | None = None
     datasets: dict[str, dict[str, Any]] = {}
     protocols: dict[str, dict[str, Any]] = {}
     recipes: dict[str, dict[str, Any]] = {}
@@ -472,5 +545,6 @@ class Suite(Strict):
 class Config(Strict):
     """The configuration of the Snakemake workflow: which scale to run."""
 
-    scale: str = "demo"
-    device: str = "auto"  # cpu: train without the GPUs that the recipes ask for
+    scale: Annotated[str, Field(pattern=r"^[A-Za-z0-9_][A-Za-z0-9_-]*$")] = "demo"
+    # cpu: train without the GPUs that the recipes ask for
+    device: Annotated[str, Field(pattern=r"^(auto|cpu|cuda(:[0-9]+)?)$")] = "auto"

@@ -5,11 +5,13 @@ import math
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pandas as pd
 
 from u2pl.errors import UserError
 from u2pl.experiments.schema import Cell, Suite
-from u2pl.files import atomic_path, read_json
+from u2pl.files import atomic_path
+from u2pl.report.runs import read_run
 from u2pl.report.statistics import Sample, verdict
 
 COLUMNS = [
@@ -59,44 +61,29 @@ COMPARISON_COLUMNS = [
 Miou = dict[tuple[str, str], float]  # by run and checkpoint
 
 
-def read_miou(evaluation: Path, checkpoint: str) -> float:
-    """Mean IoU in percent of a checkpoint, "best" or "last"; raises UserError if the file lacks it."""
-    content = read_json(evaluation)
-    try:
-        miou = content[checkpoint]["miou"]
-    except (KeyError, TypeError, IndexError) as error:
-        raise UserError(evaluation, f"no {checkpoint}.miou", "the evaluation of a run") from error
-    if isinstance(miou, bool) or not isinstance(miou, int | float) or not 0 <= miou <= 100:
-        raise UserError(evaluation, f"{checkpoint}.miou = {miou}", "a percentage from 0 to 100")
-    return float(miou)
-
-
 def only(suite: Suite, table: str) -> Suite:
     """The suite with the cells of one table, which can then be made without the runs of the others."""
     return suite.model_copy(update={"cells": [cell for cell in suite.cells if cell.table == table]})
 
 
-def read_all(cells: list[Cell], results: Path) -> Miou:
-    """The mIoU of both checkpoints of every run of the cells; tables share runs, so each evaluation is read once."""
-    runs = dict.fromkeys(run for cell in cells for run in cell.runs)
-    return {
-        (run, checkpoint): read_miou(results / "runs" / run / "evaluation.json", checkpoint)
-        for run in runs
-        for checkpoint in ("best", "last")
-    }
+def read_all(suite: Suite, results: Path) -> Miou:
+    """The mIoU of both checkpoints of every run of the cells; tables share runs, so each is read once."""
+    runs = dict.fromkeys(run for cell in suite.cells for run in cell.runs)
+    read = {run: read_run(suite, results, run) for run in runs}
+    return {(run, checkpoint): value for run in runs for checkpoint, value in read[run].miou.items()}
 
 
 def collect(suite: Suite, results: Path) -> pd.DataFrame:
-    """Gather every cell of `suite` from `results`/runs/<run id>/evaluation.json.
+    """Gather every cell of `suite` from the finished runs in `results`/runs.
 
     Returns one row per cell in the suite's order, with the columns `COLUMNS`; docs/results.md explains them. `mean`,
     `std` and the t interval `low` to `high` are in percent mIoU over the `n` seeds of the cell and of the checkpoint it
     reports; `std` is the sample standard deviation (ddof=1) and NaN for a single seed. Quoted cells have n = 0 and no
     mean. `overrides` is compact JSON and `run` the run ids, separated by spaces.
 
-    Raises UserError if an evaluation is missing or malformed.
+    Raises UserError if a run is not finished or its files do not fit together.
     """
-    miou = read_all(suite.cells, results)
+    miou = read_all(suite, results)
     rows = []
     for cell in suite.cells:
         samples = {name: Sample.of([miou[run, name] for run in cell.runs]) for name in ("best", "last")}
@@ -141,9 +128,9 @@ def compare(suite: Suite, results: Path) -> pd.DataFrame:
     row `against`, in percent, with the sample standard deviation of the `n` differences, their t interval and the `p`
     of the paired t test (NaN where no spread is known). Cells that show the same trainings are left out.
 
-    Raises UserError if an evaluation is missing or malformed.
+    Raises UserError if a run is not finished or its files do not fit together.
     """
-    miou = read_all(suite.cells, results)
+    miou = read_all(suite, results)
     columns: dict[tuple[str, str, str], list[Cell]] = {}
     for cell in suite.cells:
         if cell.source == "measured":
@@ -202,6 +189,9 @@ def read_cells(path: Path) -> pd.DataFrame:
     if missing:
         raise UserError(path, f"no column {', '.join(missing)}", f"the columns {', '.join(COLUMNS)}")
     try:
-        return cells.astype({**dict.fromkeys(NUMBERS, float), "n": int, "labelled": int, "row": str, "fraction": str})
+        cells = cells.astype({**dict.fromkeys(NUMBERS, float), "n": int, "labelled": int, "row": str, "fraction": str})
     except ValueError as error:
         raise UserError(path, error, f"numbers in the columns labelled, n, {', '.join(NUMBERS)}") from error
+    if np.isinf(cells[NUMBERS]).any(axis=None):
+        raise UserError(path, "an infinite number", f"finite numbers in the columns {', '.join(NUMBERS)}")
+    return cells

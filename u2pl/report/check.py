@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 from xml.etree import ElementTree
 
+import numpy as np
 import pandas as pd
 from scipy.special import stdtrit
 
@@ -23,7 +24,7 @@ from u2pl.errors import UserError
 from u2pl.experiments.params import nearest
 from u2pl.experiments.schema import Suite
 from u2pl.files import atomic_path
-from u2pl.report.provenance import command, read_record
+from u2pl.report.runs import command, read_run
 from u2pl.report.statistics import ALPHA, Sample
 
 METRICS = {"best": "best mIoU", "last": "last mIoU", "loss": "loss"}
@@ -71,9 +72,9 @@ def measure(suite: Suite, results: Path, run: str) -> dict[str, Any]:
     """
     if run not in suite.runs:
         raise UserError(f"run {run!r}", f"no such run at scale {suite.scale!r}", nearest(run, list(suite.runs)))
-    record = read_record(suite, results, run)
+    done = read_run(suite, results, run)
     try:
-        provenance = record["provenance"]
+        provenance = done.record["provenance"]
         encoder = provenance["encoder_weights"]
         facts = {
             **provenance["libraries"],
@@ -82,13 +83,13 @@ def measure(suite: Suite, results: Path, run: str) -> dict[str, Any]:
             "encoder_sha256": encoder["sha256"] if encoder else None,
         }
         known = {name: "" if facts[name] is None else str(facts[name]) for name in (*ORIGIN, *PLATFORM)}
-    except (KeyError, TypeError) as error:
+    except (KeyError, TypeError, AttributeError) as error:
         where = results / "runs" / run / "run.json"
         raise UserError(where, f"{type(error).__name__} {error}", "the record of a run by this version") from error
     if known["params_sha256"] != (today := suite.runs[run].params_sha256):
         where, again = results / "runs" / run / "run.json", command(suite, results, [run])
         raise UserError(where, f"params {known['params_sha256'][:12]}", f"{today[:12]}, today's: {again}")
-    return {"run": run, **record["miou"], "loss": _last_loss(results / "runs" / run / "history.csv"), **known}
+    return {"run": run, **done.miou, "loss": _last_loss(results / "runs" / run / "history.csv"), **known}
 
 
 def _last_loss(history: Path) -> float:
@@ -101,6 +102,8 @@ def _last_loss(history: Path) -> float:
 def write_baseline(suite: Suite, results: Path, target: Path) -> None:
     """Write a row for each of the suite's baseline runs to the CSV file `target`, atomically."""
     rows = pd.DataFrame([measure(suite, results, run) for run in suite.baseline_runs], columns=COLUMNS)
+    if odd := [run for run, loss in zip(rows["run"], rows["loss"], strict=True) if not math.isfinite(loss)]:
+        raise UserError(results / "runs" / odd[0] / "history.csv", "no finite loss", "a run that did not diverge")
     with atomic_path(target) as temporary:
         rows.to_csv(temporary, index=False, lineterminator="\n")
 
@@ -116,6 +119,8 @@ def read_baseline(path: Path) -> pd.DataFrame:
         raise UserError(path, error, "a baseline, which `u2pl baseline` writes") from error
     if list(rows.columns) != COLUMNS or rows.empty or not rows["run"].is_unique:
         raise UserError(path, f"columns {', '.join(rows.columns)}", f"{', '.join(COLUMNS)}, and one row a run")
+    if not np.isfinite(rows[list(METRICS)]).all(axis=None):
+        raise UserError(path, "a number that is not finite", "a baseline, which `u2pl baseline` writes")
     return rows
 
 

@@ -23,8 +23,13 @@ def read_curves(suite: Suite, results: Path, table: str) -> dict[tuple[int, int]
 def read_history(path: Path) -> pd.DataFrame:
     """A run's history with the columns epoch and val_miou. Raises UserError if it is missing or malformed."""
     try:
-        return pd.read_csv(path)[["epoch", "val_miou"]].astype({"epoch": int, "val_miou": float})
+        history = pd.read_csv(path)[["epoch", "val_miou"]].astype({"epoch": int, "val_miou": float})
     except FileNotFoundError as error:
         raise UserError(path, "no file", "the history of a finished run") from error
     except (OSError, KeyError, ValueError) as error:
         raise UserError(path, error, "numbers in the columns epoch and val_miou") from error
+    validated = history["val_miou"].dropna()
+    if not validated.between(0, 100).all():
+        odd = validated[~validated.between(0, 100)].iloc[0]
+        raise UserError(path, f"val_miou = {odd}", "a percentage from 0 to 100")
+    return history

@@ -19,6 +19,9 @@ SYMBOLS = {
     "<": r"$<$",
     ">": r"$>$",
     "|": r"$|$",
+    # Behind the \\ of the row above they would be its arguments.
+    "[": "{[}",
+    "*": "{*}",
     "–": "--",
     "—": "---",
     "−": r"$-$",
@@ -56,7 +59,7 @@ def escape(text: str) -> str:
 def _escape_character(character: str) -> str:
     if character in SYMBOLS:
         return SYMBOLS[character]
-    if character.isascii():
+    if character.isascii() and character.isprintable():
         return character
     name = unicodedata.name(character, "")
     if greek := GREEK.fullmatch(name):

@@ -12,10 +12,10 @@ from jinja2 import Environment, StrictUndefined
 
 from u2pl.errors import UserError
 from u2pl.experiments.schema import Suite
-from u2pl.files import atomic_path, read_json
+from u2pl.files import atomic_path
 from u2pl.report.cells import read_cells
 from u2pl.report.history import read_history
-from u2pl.report.provenance import command
+from u2pl.report.runs import command, read_run
 from u2pl.report.tables import DECIMALS, NOTHING
 
 STATIC = files("u2pl.report") / "static"
@@ -114,17 +114,22 @@ def _number(value: Any) -> float | None:
 def _run(suite: Suite, results: Path, run: str) -> dict[str, Any]:
     """What the page tells of a run: scores, curve, IoU by class, departures from the paper's preset, provenance."""
     folder, spec = results / "runs" / run, suite.runs[run]
-    record, evaluation = read_json(folder / "run.json"), read_json(folder / "evaluation.json")
+    done = read_run(suite, results, run)
+    record = done.record
     history = read_history(folder / "history.csv").dropna()
     settings = spec.settings.model_dump(mode="json")
     try:
         scores = {
             key: {
-                "miou": round(evaluation[key]["miou"], 4),
-                "iou": [None if value is None else round(value, 2) for value in evaluation[key]["iou"]],
+                "miou": round(done.miou[key], 4),
+                "iou": [None if value is None else round(value, 2) for value in done.evaluation[key]["iou"]],
             }
             for key in ("best", "last")
         }
+        if any(len(done.evaluation[key]["iou"]) != len(spec.dataset.classes) for key in scores):
+            raise UserError(
+                folder / "evaluation.json", "another number of IoUs", f"{len(spec.dataset.classes)} classes"
+            )
         git, provenance = record["provenance"]["git"], record["provenance"]
         return {
             "seed": spec.seed,
@@ -140,5 +145,5 @@ def _run(suite: Suite, results: Path, run: str) -> dict[str, Any]:
             "seconds": round(provenance["wall_time_s"], 1),
             "torch": provenance["libraries"]["torch"],
         }
-    except (KeyError, TypeError) as error:
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
         raise UserError(folder, f"{type(error).__name__} {error}", "a run trained by this version") from error

@@ -1,7 +1,6 @@
 """`u2pl show`: where a number comes from, as recorded in run.json when it was trained."""
 
 import math
-import shlex
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -13,8 +12,8 @@ from rich.text import Text
 from u2pl.errors import UserError
 from u2pl.experiments.params import nearest
 from u2pl.experiments.schema import Cell, Suite
-from u2pl.files import read_json
-from u2pl.report.cells import NUMBERS, collect, read_miou
+from u2pl.report.cells import NUMBERS, collect
+from u2pl.report.runs import command, read_run
 from u2pl.report.tables import DECIMALS
 
 Record = dict[str, Any]  # run.json with `miou`: percent of the "last" and the "best" checkpoint
@@ -47,28 +46,9 @@ def find_cell(suite: Suite, table: str, row: str, column: str) -> Cell:
 
 
 def read_record(suite: Suite, results: Path, run: str) -> Record:
-    """What run.json says, and the evaluations. Raises UserError where the run has not been made, or is unknown."""
-    folder = results / "runs" / run
-    # Runs of former settings are not in the suite, and can be shown all the same.
-    if not (folder / "run.json").is_file():
-        if run not in suite.runs:
-            known = [*suite.runs, *suite.tables]
-            raise UserError(f"run {run!r}", f"no such run at scale {suite.scale!r}", nearest(run, known))
-        raise UserError(folder / "run.json", "no file", f"a finished run: {command(suite, results, [run])}")
-    evaluation = folder / "evaluation.json"
-    record = read_json(folder / "run.json")
-    if not isinstance(record, dict) or record.get("id") != run:
-        raise UserError(folder / "run.json", "another content", f"the record of {run}")
-    return record | {"miou": {name: read_miou(evaluation, name) for name in ("best", "last")}}
-
-
-def command(suite: Suite, results: Path, runs: list[str]) -> str:
-    """The shell command that trains and evaluates the runs again."""
-    threads = max((suite.runs[run].recipe.threads for run in runs if run in suite.runs), default=1)
-    targets = [str(results / "runs" / run / "evaluation.json") for run in runs]
-    # --config takes all words up to the next option.
-    options = ["--cores", str(threads), "--config", f"scale={suite.scale}", "--force"]
-    return shlex.join(["snakemake", *options, *targets])
+    """What run.json says, and the evaluations. Raises UserError as `read_run` does."""
+    found = read_run(suite, results, run)
+    return found.record | {"miou": found.miou}
 
 
 def describe_cell(suite: Suite, results: Path, cell: Cell) -> dict[str, Any]:
@@ -100,7 +80,7 @@ def render(description: dict[str, Any], console: Console) -> None:
         for label, text in [*_heading(description), *_origin(records)]:
             grid.add_row(label, Text(text))
         seeds = _seeds(records) if len(records) > 1 else None
-    except (KeyError, TypeError, ValueError) as error:
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
         where = " or ".join(f"{record['id']}/run.json" for record in records)
         raise UserError(where, f"{type(error).__name__} {error}", "the record of a run by this version") from error
     console.print(grid)

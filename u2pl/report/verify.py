@@ -34,9 +34,11 @@ from u2pl.report.cells import only, write_cells, write_comparisons
 from u2pl.report.figures import METADATA, draw_numbers
 from u2pl.report.page import write_page
 from u2pl.report.provenance import flat
+from u2pl.report.runs import read_run
 from u2pl.report.tables import write_table
 
 KINDS = ("archives", "prepared", "splits", "runs", "tables", "figures")
+PARAMS = "params"
 ROUNDING = 1e-12  # relative; one pixel of Cityscapes' validation set changes a mIoU by more
 
 
@@ -53,7 +55,7 @@ class Check:
 
 @dataclass(frozen=True)
 class Hash:
-    """The hash that a file should have, or the first digits of it, and who says so; empty if nobody does."""
+    """The hash that a file should have and who says so; of params, its first digits may do, or nothing at all."""
 
     kind: str
     path: Path
@@ -66,9 +68,11 @@ class Hash:
 def verify(suite: Suite, data: Path, results: Path) -> list[Check]:
     """Check archives, encoder weights, prepared data, splits, runs, tables, figures and page; nothing is changed.
 
-    data, results: the scale's folders. Files of runs and tables that the suite does not name are left alone.
+    data, results: the scale's folders. All data and splits that exist are checked, whether a run names them or not;
+    runs and tables that the suite does not name are left alone.
     """
-    datasets = sorted({spec.dataset_name for spec in suite.runs.values()})
+    prepared = {name for name in suite.datasets if (data / name / "manifest.json").exists()}
+    datasets = sorted(prepared | {spec.dataset_name for spec in suite.runs.values()})
     found = [*_archives(suite, data, datasets), *_published(suite, data)]
     checks = [item for item in found if isinstance(item, Check)]
     hashes = [item for item in found if isinstance(item, Hash)]
@@ -80,12 +84,12 @@ def verify(suite: Suite, data: Path, results: Path) -> list[Check]:
         check, listed = _tried("prepared", folder, _read_checksums)
         checks.append(check)
         hashes += listed or []
-    vouched: dict[str, list[Hash]] = {}
+    vouched = set()
     for run, spec in suite.runs.items():
         check, files = _tried("runs", results / "runs" / run / "run.json", _read_record, spec, data)
         checks.append(check)
         if files is not None:
-            vouched[run] = files
+            vouched.add(run)
             hashes += files
     checks += _compare(hashes)
     differing = [check.path for check in checks if check.state == "differs"]
@@ -96,7 +100,7 @@ def verify(suite: Suite, data: Path, results: Path) -> list[Check]:
         if run not in vouched:
             checks.append(_left_out("runs", path))
             continue
-        check, _ = _tried("runs", path, _check_evaluation, len(spec.dataset.classes), vouched[run][0])
+        check, _ = _tried("runs", path, _check_evaluation, suite, results, spec)
         checks.append(check)
         if check.state == "same":
             sound.add(run)
@@ -127,7 +131,7 @@ def _left_out(kind: str, path: Path) -> Check:
 def _declared(path: Path, archive: Archive) -> list[Hash | Check]:
     hashes = (("md5", archive.md5), ("sha256", archive.sha256))
     declared: list[Hash | Check] = [
-        Hash("archives", path, digest or "", "params", algorithm) for algorithm, digest in hashes
+        Hash("archives", path, digest or "", PARAMS, algorithm) for algorithm, digest in hashes
     ]
     return declared + _fetched("archives", path)
 
@@ -169,9 +173,15 @@ def _read_checksums(folder: Path) -> list[Hash]:
 
 def _published(suite: Suite, data: Path) -> Iterator[Hash | Check]:
     """Fetched split lists, by the manifests of the splits made of them."""
-    for split in sorted({spec.split for spec in suite.runs.values()}):
-        _, hashes = _tried("splits", data / "splits" / split / "manifest.json", _read_files, data / "lists")
+    for manifest in _split_manifests(suite, data):
+        _, hashes = _tried("splits", manifest, _read_files, data / "lists")
         yield from hashes or []
+
+
+def _split_manifests(suite: Suite, data: Path) -> dict[Path, str | None]:
+    """The manifests of all splits that exist or that runs need, with the data set of the latter."""
+    named = {data / "splits" / spec.split / "manifest.json": spec.dataset_name for spec in suite.runs.values()}
+    return dict(sorted((dict.fromkeys((data / "splits").glob("*/*/*/manifest.json")) | named).items()))
 
 
 def _read_files(manifest: Path, lists: Path) -> list[Hash | Check]:
@@ -226,7 +236,7 @@ def _digest(job: tuple[Path, str]) -> str | None:
 
 def _compare(hashes: Collection[Hash]) -> list[Check]:
     """One check a file. Each is read once an algorithm, several at a time: hashing releases Python's lock."""
-    known = [item for item in hashes if item.digest]
+    known = [item for item in hashes if item.digest or item.says != PARAMS]
     unknown = {item.path: _left_out(item.kind, item.path) for item in hashes}
     jobs = list(dict.fromkeys((item.path, item.algorithm) for item in known))
     watched = sys.stderr.isatty()
@@ -243,7 +253,7 @@ def _compare(hashes: Collection[Hash]) -> list[Check]:
         if found is None:
             lost = Check(item.kind, item.path, "differs", "no file", f"the one that {item.says} names")
             check = lost if item.required else Check(item.kind, item.path, "absent")
-        elif not found.startswith(item.digest.lower()):
+        elif found != item.digest and not (item.says == PARAMS and found.startswith(item.digest.lower())):
             expected = f"{item.digest} of {item.says}"
             check = Check(item.kind, item.path, "differs", f"{item.algorithm} {found}", expected)
         if checks.setdefault(item.path, check).state == "same":
@@ -252,8 +262,12 @@ def _compare(hashes: Collection[Hash]) -> list[Check]:
 
 
 def _splits(suite: Suite, data: Path, differing: Collection[Path]) -> Iterator[Check]:
-    for split, name in sorted({(spec.split, spec.dataset_name) for spec in suite.runs.values()}):
-        manifest, prepared = data / "splits" / split / "manifest.json", data / name
+    for manifest, needed in _split_manifests(suite, data).items():
+        check, name = _tried("splits", manifest, _read_dataset, suite)
+        if needed is None and name is None:
+            yield check
+            continue
+        prepared = data / (needed or name)
         unsound = any(path.parent in (prepared, prepared / "lists") for path in differing)
         if unsound or not (prepared / "lists").is_dir():
             yield _left_out("splits", manifest)
@@ -262,11 +276,17 @@ def _splits(suite: Suite, data: Path, differing: Collection[Path]) -> Iterator[C
             yield check
 
 
-def _check_evaluation(path: Path, n_classes: int, weights: Hash) -> None:
+def _read_dataset(manifest: Path, suite: Suite) -> str:
+    """The data set that a split is of. Raises UserError if there is no such one."""
+    name = str(read_json(manifest)["dataset"])
+    if name not in suite.datasets:
+        raise UserError(manifest, f"dataset {name[:80]!r}", f"one of {', '.join(suite.datasets)}")
+    return name
+
+
+def _check_evaluation(path: Path, suite: Suite, results: Path, spec: RunSpec) -> None:
     """Raise UserError unless the evaluation is of the run's weights, and its IoUs are those of its matrices."""
-    content = read_json(path)
-    if content["weights_sha256"] != weights.digest:
-        raise UserError(path, f"weights_sha256 {content['weights_sha256']}", f"{weights.digest} of {weights.says}")
+    content, n_classes = read_run(suite, results, spec.id).evaluation, len(spec.dataset.classes)
     labels: list[list[int]] = []
     for name in ("best", "last"):
         counts = np.array(content[name]["confusion"])

@@ -22,7 +22,7 @@ for name, dataset in suite.datasets.items():
                 dataset=name,
                 drawn=dataset.synthetic.model_dump_json(),
             shell:
-                "u2pl data synthesize {params.dataset} --scale {params.scale} > {log} 2>&1"
+                "u2pl data synthesize {params.dataset:q} --scale {params.scale:q} > {log:q} 2>&1"
 
     for key, archive in dataset.archives.items():
 
@@ -42,7 +42,15 @@ for name, dataset in suite.datasets.items():
                 archive=key,
                 source=archive.identity,
             shell:
-                "u2pl data fetch {params.dataset} {params.archive} --scale {params.scale} > {log} 2>&1"
+                "u2pl data fetch {params.dataset:q} {params.archive:q} --scale {params.scale:q} > {log:q} 2>&1"
+
+    # What the DVC stage fetch@<data set> asks for.
+    rule:
+        name:
+            f"archives_{name}"
+        input:
+            expand(f"{DATA}/archives/{{file}}.json", file=files),
+        localrule: True
 
     rule:
         name:
@@ -62,7 +70,7 @@ for name, dataset in suite.datasets.items():
             counts=str(sorted(dataset.counts.items())),
             labels=dataset.model_dump_json(include={"kind", "classes", "ignore_label"}),
         shell:
-            "u2pl data prepare {params.dataset} --scale {params.scale} --workers {threads} > {log} 2>&1"
+            "u2pl data prepare {params.dataset:q} --scale {params.scale:q} --workers {threads:q} > {log:q} 2>&1"
 
 
 rule fetch_weights:
@@ -75,7 +83,7 @@ rule fetch_weights:
         scale=suite.scale,
         source=lambda wildcards: suite.weights[wildcards.file].identity,
     shell:
-        "u2pl data fetch weights {wildcards.file} --scale {params.scale} > {log} 2>&1"
+        "u2pl data fetch weights {wildcards.file:q} --scale {params.scale:q} > {log:q} 2>&1"
 
 
 # Published split lists; the lists of synthetic data are drawn from what has been prepared.
@@ -104,7 +112,7 @@ for source, published in suite.published.items():
                 protocol=name,
                 fractions=str(suite.protocols[name].fractions),
             shell:
-                "u2pl data synthesize-lists {params.source} {params.protocol} --scale {params.scale} > {log} 2>&1"
+                "u2pl data synthesize-lists {params.source:q} {params.protocol:q} --scale {params.scale:q} > {log:q} 2>&1"
 
 
 rule fetch_list:
@@ -122,7 +130,7 @@ rule fetch_list:
         scale=suite.scale,
         archive=lambda wildcards: list_archive(suite.published[wildcards.source], wildcards.path).identity,
     shell:
-        "u2pl data fetch-list {wildcards.source} {wildcards.path} --scale {params.scale} > {log} 2>&1"
+        "u2pl data fetch-list {wildcards.source:q} {wildcards.path:q} --scale {params.scale:q} > {log:q} 2>&1"
 
 
 rule split:
@@ -143,8 +151,8 @@ rule split:
         protocol=lambda wildcards: suite.protocols[wildcards.protocol].model_dump_json(exclude={"fractions"}),
         origin=origin,
     shell:
-        "u2pl data split {wildcards.protocol} {wildcards.n} --source {wildcards.source} --scale {params.scale}"
-        " > {log} 2>&1"
+        "u2pl data split {wildcards.protocol:q} {wildcards.n:q} --source {wildcards.source:q} --scale {params.scale:q}"
+        " > {log:q} 2>&1"
 
 
 # What the DVC stages of these names ask for.

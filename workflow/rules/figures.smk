@@ -23,7 +23,7 @@ rule figure:
         table=drawn_table,
         caption=lambda wildcards: suite.figures[wildcards.figure].caption,
     shell:
-        "u2pl figure {wildcards.figure} --scale {params.scale} --device {params.device} > {log} 2>&1"
+        "u2pl figure {wildcards.figure:q} --scale {params.scale:q} --device {params.device:q} > {log:q} 2>&1"
 
 
 # A rule of its own: on a cluster it takes a GPU, in the partition that has them.
@@ -57,4 +57,4 @@ rule page:
         tables=str([table.model_dump_json() for table in suite.tables.values()]),
         data=DATA_SHOWN,
     shell:
-        "u2pl page --scale {params.scale} > {log} 2>&1"
+        "u2pl page --scale {params.scale:q} > {log:q} 2>&1"

@@ -18,7 +18,7 @@ rule cells:
         margin=suite.params.equivalence_margin,
         data=DATA_SHOWN,
     shell:
-        "u2pl cells --scale {params.scale} > {log} 2>&1"
+        "u2pl cells --scale {params.scale:q} > {log:q} 2>&1"
 
 
 rule table:
@@ -44,7 +44,7 @@ rule table:
         data=DATA_SHOWN,
         caption=lambda wildcards: suite.tables[wildcards.table].caption,
     shell:
-        "u2pl table {wildcards.table} --scale {params.scale} > {log} 2>&1"
+        "u2pl table {wildcards.table:q} --scale {params.scale:q} > {log:q} 2>&1"
 
 
 # `snakemake table5` for one table.

@@ -37,7 +37,7 @@ rule train:
         science=lambda wildcards: str(spec(wildcards).science()),
     # exec: a scheduler signals the shell too, which must not end before the training has written its state.
     shell:
-        "exec u2pl train {wildcards.run} --scale {params.scale} --device {params.device} > {log} 2>&1"
+        "exec u2pl train {wildcards.run:q} --scale {params.scale:q} --device {params.device:q} > {log:q} 2>&1"
 
 
 # `snakemake runs` trains without making tables.

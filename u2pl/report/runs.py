@@ -1,0 +1,70 @@
+"""A finished run as its folder has it: the only reader of evaluation.json."""
+
+import shlex
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from u2pl.errors import UserError
+from u2pl.experiments.params import nearest
+from u2pl.experiments.schema import Suite
+from u2pl.files import read_json
+
+
+@dataclass(frozen=True)
+class Run:
+    """run.json and evaluation.json, and the mean IoU in percent of the checkpoints "best" and "last"."""
+
+    record: dict[str, Any]
+    evaluation: dict[str, Any]
+    miou: dict[str, float]
+
+
+def read_run(suite: Suite, results: Path, run: str) -> Run:
+    """Read a run; runs of former settings are not in the suite, and can be read all the same.
+
+    A training removes run.json first and writes it last, so that a killed one leaves none. Whether weights.pt itself is
+    the evaluated one, `u2pl verify` finds out: to hash half a gigabyte a run would make every table wait.
+
+    Raises UserError if the run has not been made or is unknown, a file is malformed, or the evaluation is of other
+    weights than those that run.json records.
+    """
+    folder = results / "runs" / run
+    source, target = folder / "run.json", folder / "evaluation.json"
+    if run not in suite.runs and run not in {path.name for path in folder.parent.glob("*")}:
+        known = [*suite.runs, *suite.tables]
+        raise UserError(f"run {run!r}", f"no such run at scale {suite.scale!r}", nearest(run, known))
+    again = command(suite, results, [run])
+    for path in (source, target):
+        if not path.is_file():
+            raise UserError(path, "no file", f"a finished run: {again}")
+    record, evaluation = read_json(source), read_json(target)
+    if not isinstance(record, dict) or record.get("id") != run:
+        raise UserError(source, "another content", f"the record of {run}")
+    miou = {name: _miou(target, evaluation, name) for name in ("best", "last")}
+    files = record.get("files")
+    recorded = files.get("weights.pt") if isinstance(files, dict) else None
+    if not isinstance(recorded, str):
+        raise UserError(source, "no files.weights.pt", "the record of a run by this version")
+    if (found := evaluation.get("weights_sha256")) != recorded:
+        raise UserError(target, f"weights_sha256 {str(found)[:64]}", f"{recorded} of run.json: {again}")
+    return Run(record, evaluation, miou)
+
+
+def _miou(path: Path, evaluation: Any, checkpoint: str) -> float:
+    try:
+        miou = evaluation[checkpoint]["miou"]
+    except (KeyError, TypeError, IndexError) as error:
+        raise UserError(path, f"no {checkpoint}.miou", "the evaluation of a run") from error
+    if isinstance(miou, bool) or not isinstance(miou, int | float) or not 0 <= miou <= 100:
+        raise UserError(path, f"{checkpoint}.miou = {str(miou)[:80]}", "a percentage from 0 to 100")
+    return float(miou)
+
+
+def command(suite: Suite, results: Path, runs: list[str]) -> str:
+    """The shell command that trains and evaluates the runs again."""
+    threads = max((suite.runs[run].recipe.threads for run in runs if run in suite.runs), default=1)
+    targets = [str(results / "runs" / run / "evaluation.json") for run in runs]
+    # --config takes all words up to the next option.
+    options = ["--cores", str(threads), "--config", f"scale={suite.scale}", "--force"]
+    return shlex.join(["snakemake", *options, *targets])
