@@ -1,6 +1,7 @@
 """A bit is flipped in each kind of file that a later step trusts: the step notices it, or its results do not change."""
 
 import random
+import re
 import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -211,4 +212,15 @@ def test_evaluations_and_records_of_runs(before: Files) -> None:
     folder = Path("results/demo/runs") / U2PL
     assert noticed([folder / "evaluation.json"], 40, before, step, results) > 20
     assert noticed([folder / "run.json"], 20, before, step, results) >= 0
-    assert noticed([folder / "history.csv"], 15, before, step, results) > 0
+    assert noticed([folder / "history.csv"], 10, before, step, results) == 10
+
+
+def test_each_digit_of_a_score(before: Files) -> None:
+    """Random bits of an evaluation are mostly of its matrix; tables show its means."""
+    path = Path("results/demo/runs") / U2PL / "evaluation.json"
+    text = path.read_text()
+    places = [match.start(1) + i for match in re.finditer(r'"miou": (\d+\.\d+)', text) for i in range(0, 15, 3)]
+    assert len(places) >= 8
+    for place in (place for place in places if text[place] != "."):
+        path.write_text(text[:place] + str((int(text[place]) + 1) % 10) + text[place + 1 :])
+        assert not call("cells"), text[place - 10 : place + 5]

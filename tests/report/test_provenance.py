@@ -135,6 +135,7 @@ def test_everything_fits_and_every_file_is_looked_at(capsys: pytest.CaptureFixtu
     assert {check.state for check in found} == {"same"}
     looked = {str(check.path) for check in found}
     assert len(looked) == len(found) == sum(int(row[0]) for name, row in rows.items() if name != "files")
+    beside = (".json", ".verified")
     for folder in (
         DATA / "archives",
         DATA / "lists",
@@ -145,7 +146,7 @@ def test_everything_fits_and_every_file_is_looked_at(capsys: pytest.CaptureFixtu
         RESULTS / "tables",
     ):
         # what vouches for a fetched file stands beside it
-        assert {str(path) for path in folder.rglob("*") if path.is_file() and path.suffix != ".json"} <= looked
+        assert {str(path) for path in folder.rglob("*") if path.is_file() and path.suffix not in beside} <= looked
     for run in RUN.parent.iterdir():
         assert {str(run / name) for name in ("run.json", "history.csv", "weights.pt", "evaluation.json")} <= looked
 
@@ -373,7 +374,7 @@ def test_a_cell_is_traced_to_files_and_code(capsys: pytest.CaptureFixture[str]) 
         origin, split = record["provenance"], DATA / "splits/pascal_classic/drawn/4/manifest.json"
         assert (origin["split_sha256"], origin["split"]) == (digest(split), content(split))
         assert origin["data_sha256"] == digest(DATA / "pascal/manifest.json")
-        archives = [path for path in (DATA / "archives").iterdir() if path.suffix != ".json"]
+        archives = [path for path in (DATA / "archives").iterdir() if path.suffix not in (".json", ".verified")]
         assert origin["data"]["archives"] == {path.name: digest(path) for path in archives}
         if head.returncode == 0:
             assert origin["git"]["commit"] == head.stdout.strip()

@@ -24,7 +24,7 @@ from u2pl.errors import UserError
 from u2pl.experiments.params import nearest
 from u2pl.experiments.schema import Suite
 from u2pl.files import atomic_path
-from u2pl.report.runs import command, read_run
+from u2pl.report.runs import check_history, command, read_run
 from u2pl.report.statistics import ALPHA, Sample
 
 METRICS = {"best": "best mIoU", "last": "last mIoU", "loss": "loss"}
@@ -93,6 +93,7 @@ def measure(suite: Suite, results: Path, run: str) -> dict[str, Any]:
 
 
 def _last_loss(history: Path) -> float:
+    check_history(history)
     try:
         return float(pd.read_csv(history)["loss"].iloc[-1])
     except (OSError, ValueError, KeyError, IndexError) as error:

@@ -6,6 +6,7 @@ import pandas as pd
 
 from u2pl.errors import UserError
 from u2pl.experiments.schema import Suite
+from u2pl.report.runs import check_history
 
 
 def read_curves(suite: Suite, results: Path, table: str) -> dict[tuple[int, int], list[pd.DataFrame]]:
@@ -22,6 +23,7 @@ def read_curves(suite: Suite, results: Path, table: str) -> dict[tuple[int, int]
 
 def read_history(path: Path) -> pd.DataFrame:
     """A run's history with the columns epoch and val_miou. Raises UserError if it is missing or malformed."""
+    check_history(path)
     try:
         history = pd.read_csv(path)[["epoch", "val_miou"]].astype({"epoch": int, "val_miou": float})
     except FileNotFoundError as error:

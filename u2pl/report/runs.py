@@ -1,14 +1,20 @@
 """A finished run as its folder has it: the only reader of evaluation.json."""
 
+import math
 import shlex
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+from numpy.typing import NDArray
+
 from u2pl.errors import UserError
 from u2pl.experiments.params import nearest
 from u2pl.experiments.schema import Suite
-from u2pl.files import read_json
+from u2pl.files import read_fields, read_json, sha256
+
+ROUNDING = 1e-12  # relative; one pixel of Cityscapes' validation set changes a mIoU by more
 
 
 @dataclass(frozen=True)
@@ -26,8 +32,8 @@ def read_run(suite: Suite, results: Path, run: str) -> Run:
     A training removes run.json first and writes it last, so that a killed one leaves none. Whether weights.pt itself is
     the evaluated one, `u2pl verify` finds out: to hash half a gigabyte a run would make every table wait.
 
-    Raises UserError if the run has not been made or is unknown, a file is malformed, or the evaluation is of other
-    weights than those that run.json records.
+    Raises UserError if the run has not been made or is unknown, a file is malformed, the evaluation is of other weights
+    than those that run.json records, or its scores are not those of its confusion matrices.
     """
     folder = results / "runs" / run
     source, target = folder / "run.json", folder / "evaluation.json"
@@ -48,7 +54,41 @@ def read_run(suite: Suite, results: Path, run: str) -> Run:
         raise UserError(source, "no files.weights.pt", "the record of a run by this version")
     if (found := evaluation.get("weights_sha256")) != recorded:
         raise UserError(target, f"weights_sha256 {str(found)[:64]}", f"{recorded} of run.json: {again}")
+    for name in miou:
+        if "confusion" in evaluation[name]:
+            check_scores(target, name, evaluation[name])
     return Run(record, evaluation, miou)
+
+
+def check_scores(path: Path, name: str, scores: dict[str, Any]) -> NDArray[np.int64]:
+    """The confusion matrix of a checkpoint. Raises UserError unless its IoU per class and mean are as recorded."""
+    try:
+        counts = np.array(scores["confusion"])
+        recorded = scores["iou"]
+        if counts.shape != (len(recorded), len(recorded)) or counts.dtype.kind != "i" or (counts < 0).any():
+            found = f"{name}.confusion {counts.dtype} {counts.shape}"
+            raise UserError(path, found, f"{len(recorded)} rows of counts")
+        intersection = counts.diagonal()
+        with np.errstate(invalid="ignore"):
+            iou = 100 * intersection / (counts.sum(0) + counts.sum(1) - intersection)
+        pairs = [("miou", scores["miou"], float(np.nanmean(iou)) if not np.isnan(iou).all() else math.nan)]
+        pairs += zip((f"iou.{c}" for c in range(len(iou))), recorded, iou.tolist(), strict=True)
+        for where, found, expected in pairs:
+            same = math.isnan(expected) if found is None else math.isclose(found, expected, rel_tol=ROUNDING)
+            if not same:
+                raise UserError(path, f"{name}.{where} {found}", f"{expected} of its confusion matrix")
+    except (KeyError, TypeError, ValueError) as error:
+        found = f"{name}: {type(error).__name__} {error}"
+        raise UserError(path, found, "a confusion matrix, IoU per class and their mean") from error
+    return counts
+
+
+def check_history(path: Path) -> None:
+    """Raise UserError if history.csv is not the one that run.json beside it records."""
+    record = path.with_name("run.json")
+    recorded = read_fields(record, files=dict)["files"].get(path.name) if record.is_file() else None
+    if recorded is not None and path.is_file() and (found := sha256(path)) != recorded:
+        raise UserError(path, f"sha256 {found}", f"{recorded} of {record}")
 
 
 def _miou(path: Path, evaluation: Any, checkpoint: str) -> float:
