@@ -455,6 +455,12 @@ def test_a_title_in_brackets_is_no_markup(capsys: pytest.CaptureFixture[str]) ->
     assert "small, [u2pl] lists, pascal_blender 1/8 (6)" in capsys.readouterr().out
 
 
+def test_a_damaged_table_is_one_line(capsys: pytest.CaptureFixture[str]) -> None:
+    with edited(RESULTS / "tables/small.md", lambda data: b"\xff" + data):
+        assert call("show", "small", "--scale", "tiny") == 2
+    assert (err := capsys.readouterr().err).startswith("u2pl: results/tiny/tables/small.md: ") and err.count("\n") == 1
+
+
 def test_a_table_is_printed(capsys: pytest.CaptureFixture[str]) -> None:
     assert call("show", "small", "--scale", "tiny") == 0
     out = capsys.readouterr().out
