@@ -263,6 +263,14 @@ def test_found_and_expected_are_told() -> None:
         assert "(55.92)" in check.found and "(54.92)" in check.expected
 
 
+def test_a_recorded_hash_counts_whole() -> None:
+    """Params may give the first digits of a hash; what the suite records is the whole of it."""
+    for digits in (0, 8):
+        cut = in_text(rf'("history.csv": "[0-9a-f]{{{digits}}})[0-9a-f]*', r"\1")
+        with edited(RUN / "run.json", cut):
+            assert str(RUN / "history.csv") in those("differs")
+
+
 def test_what_shows_a_changed_history_is_not_checked() -> None:
     with edited(RUN / "history.csv", a_digit):
         left_out = set(those("unchecked"))
