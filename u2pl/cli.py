@@ -168,8 +168,8 @@ def show(
             )
         try:
             console.print(Markdown(path.read_text(encoding="utf-8")))
-        except OSError as error:
-            raise UserError(path, error.strerror, f"a table made by `snakemake {what[0]}`") from error
+        except (OSError, UnicodeDecodeError) as error:
+            raise UserError(path, error, f"a table made by `snakemake {what[0]}`") from error
         return
     if len(what) == 1:
         description = describe_run(suite, results, what[0])

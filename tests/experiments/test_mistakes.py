@@ -93,6 +93,8 @@ PROTOCOL = {"dataset": "cityscapes", "candidates": "train", "universe": "train",
         ("fidelity.yaml", "released pascal r_low", 25),
         (DEMO, "fidelity paper all r_high", 3),
         (DEMO, "methods u2pl settings r_high", 2),
+        (DEMO, "methods u2pl settings zz", 1),
+        (DEMO, "fidelity paper pascal zz", 1),
         # labels are bytes, and so are colours
         (DATA, "pascal ignore_label", 20),
         (DATA, "pascal ignore_label", 256),

@@ -11,7 +11,7 @@ import yaml
 from u2pl.errors import UserError
 from u2pl.experiments import load_suite
 from u2pl.experiments.plan import minutes, plan, state_mb, steps_an_epoch, supervised_only
-from u2pl.files import write_json
+from u2pl.files import read_json, write_json
 
 ROOT = Path(__file__).parents[2]
 COLUMN = {"protocol": "pascal_classic", "fraction": "1/8"}  # 4 labelled, 44 unlabelled
@@ -100,8 +100,22 @@ def test_a_run_without_its_evaluation_is_to_do_and_measured(root):
     assert rows(made(root))["in all"] == (3, 1, 0, 3, 1)
 
 
-def test_a_damaged_record_is_named(root):
-    write_json(root / "results/runs" / U2PL / "run.json", {"spec": {}})
+@pytest.mark.parametrize(
+    "damage",
+    [
+        lambda run: run.update(spec={}),
+        lambda run: run["spec"]["recipe"].update(crop=[49]),
+        lambda run: run["provenance"].update(device=7),
+        lambda run: run["provenance"].update(images_per_s=0),
+        lambda run: run.update(provenance=[]),
+    ],
+)
+def test_a_damaged_record_is_named(root, damage):
+    finish(root, U2PL)
+    path = root / "results/runs" / U2PL / "run.json"
+    run = read_json(path)
+    damage(run)
+    write_json(path, run)
     with pytest.raises(UserError, match="run.json"):
         made(root)
 

@@ -114,6 +114,14 @@ def test_reading_what_is_not_a_table_of_cells(tmp_path: Path) -> None:
         read_cells(tmp_path / "cells.csv")
 
 
+def test_infinite_cells_are_refused(suite: Suite, results: Path) -> None:
+    write_cells(suite, results, results / "cells.csv")
+    text = (results / "cells.csv").read_text()
+    (results / "cells.csv").write_text(text.replace("76.44", "inf"))
+    with pytest.raises(UserError, match=r"cells\.csv: found an infinite number"):
+        read_cells(results / "cells.csv")
+
+
 def test_a_cell_reports_the_checkpoint_it_names(suite: Suite, results: Path) -> None:
     path = results / "runs/blender-8-u2pl-seed0/evaluation.json"
     weights = read_json(path)["weights_sha256"]

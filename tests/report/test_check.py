@@ -177,6 +177,18 @@ def test_another_file_is_no_baseline(suite: Suite, results: Path, content: str) 
         outcomes(suite, results)
 
 
+def test_a_run_that_diverged_is_no_baseline(suite: Suite, results: Path) -> None:
+    before = (results / "baseline.csv").read_bytes()
+    (results / "runs" / f"{SETTING}1/history.csv").write_text("epoch,loss\n1,nan\n")
+    assert [(o.run, o.metric) for o in outcomes(suite, results) if o.moved] == [(f"{SETTING}1", "loss")]
+    with pytest.raises(UserError, match=f"{SETTING}1/history.csv: found no finite loss"):
+        check.write_baseline(suite, results, results / "baseline.csv")
+    assert (results / "baseline.csv").read_bytes() == before
+    (results / "baseline.csv").write_text(before.decode().replace(",1.25,", ",inf,"))
+    with pytest.raises(UserError, match="baseline.csv: found a number that is not finite"):
+        outcomes(suite, results)
+
+
 def test_a_missing_baseline_ends_in_one_line(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

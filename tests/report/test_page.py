@@ -173,6 +173,34 @@ def test_a_missing_file_is_named_and_nothing_is_written(site: Path, suite: Suite
     assert not list(tmp_path.iterdir())
 
 
+@pytest.mark.parametrize(
+    ("name", "old", "new"),
+    [
+        ("history.csv", "8,80,5", "8,80,inf"),
+        ("history.csv", "8,80,5", "8,80,-5"),
+        ("run.json", '"wall_time_s": 1.25', '"wall_time_s": 1e999'),
+        ("run.json", '"wall_time_s": 1.25', '"wall_time_s": "1.25"'),
+        ("run.json", '"a"', '"b"'),
+        ("evaluation.json", "null,", "NaN,"),
+        ("evaluation.json", "null,", ""),
+        ("evaluation.json", '"a"', '"b"'),
+    ],
+)
+def test_a_damaged_file_is_named_and_nothing_is_written(
+    site: Path, suite: Suite, tmp_path: Path, name: str, old: str, new: str
+) -> None:
+    path = site / "runs" / RELIABLE / name
+    before = path.read_text()
+    path.write_text(before.replace(old, new, 1))
+    try:
+        assert path.read_text() != before
+        with pytest.raises(UserError, match=re.escape(f"runs/{RELIABLE}")):
+            write_page(suite, site, site / "cells.csv", tmp_path / "page.html")
+    finally:
+        path.write_text(before)
+    assert not list(tmp_path.iterdir())
+
+
 # --- in a browser
 
 

@@ -264,6 +264,14 @@ def test_found_and_expected_are_told() -> None:
         assert "(55.92)" in check.found and "(54.92)" in check.expected
 
 
+def test_a_recorded_hash_counts_whole() -> None:
+    """Params may give the first digits of a hash; what the suite records is the whole of it."""
+    for digits in (0, 8):
+        cut = in_text(rf'("history.csv": "[0-9a-f]{{{digits}}})[0-9a-f]*', r"\1")
+        with edited(RUN / "run.json", cut):
+            assert str(RUN / "history.csv") in those("differs")
+
+
 def test_what_shows_a_changed_history_is_not_checked() -> None:
     with edited(RUN / "history.csv", a_digit):
         left_out = set(those("unchecked"))
@@ -454,6 +462,12 @@ def test_a_quoted_cell_says_so(capsys: pytest.CaptureFixture[str]) -> None:
 def test_a_title_in_brackets_is_no_markup(capsys: pytest.CaptureFixture[str]) -> None:
     assert call("show", "small", "[u2pl] lists", "pascal_blender 1/8 (6)", "--scale", "tiny") == 0
     assert "small, [u2pl] lists, pascal_blender 1/8 (6)" in capsys.readouterr().out
+
+
+def test_a_damaged_table_is_one_line(capsys: pytest.CaptureFixture[str]) -> None:
+    with edited(RESULTS / "tables/small.md", lambda data: b"\xff" + data):
+        assert call("show", "small", "--scale", "tiny") == 2
+    assert (err := capsys.readouterr().err).startswith("u2pl: results/tiny/tables/small.md: ") and err.count("\n") == 1
 
 
 def test_a_table_is_printed(capsys: pytest.CaptureFixture[str]) -> None:

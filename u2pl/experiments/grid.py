@@ -1,11 +1,21 @@
 """The grid: tables x columns -> cells -> runs. Equal settings give the equal run."""
 
-import re
-from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from u2pl.errors import UserError
+from u2pl.experiments.checks import (
+    FILE_NAME,
+    NAME,
+    STEM,
+    TAKEN,
+    Files,
+    check_datasets,
+    check_name,
+    check_ranks,
+    check_runs,
+    check_settings,
+)
 from u2pl.experiments.params import merge, nearest, read_yaml, validate
 from u2pl.experiments.schema import (
     DEFAULT_FIDELITY,
@@ -30,13 +40,6 @@ from u2pl.experiments.schema import (
     Table,
 )
 
-# Names become folders, wildcards, words of a shell and parts of run ids, whose hyphens separate the parts.
-NAME = re.compile("[A-Za-z0-9_]+")
-FILE_NAME = re.compile("[A-Za-z0-9_][A-Za-z0-9_.+-]*")
-STEM = re.compile("[A-Za-z0-9_][A-Za-z0-9_-]*")
-TAKEN = {"datasets": ("archives", "lists", "splits", "upstream", "weights"), "splits": ("drawn",)}
-KINDS = ("pascal", "cityscapes")  # of data sets
-
 
 def scale_names(root: Path = Path()) -> list[str]:
     """The scales that `params/scales` holds."""
@@ -49,7 +52,7 @@ def load_suite(scale: str, root: Path = Path()) -> Suite:
     names = scale_names(root)
     if scale not in names:
         raise UserError(f"scale {scale!r}", "no such file in params/scales", nearest(scale, names))
-    _check_name(STEM, scale, folder / "scales")
+    check_name(STEM, scale, folder / "scales")
     scale_file = folder / "scales" / f"{scale}.yaml"
     params = validate(Scale, read_yaml(scale_file), scale_file)
 
@@ -61,7 +64,7 @@ def load_suite(scale: str, root: Path = Path()) -> Suite:
                 raise UserError(f"{scale_file}: {kind}.{name}", "an unknown key", nearest(name, list(base)))
         result = {}
         for name, value in base.items():
-            _check_name(FILE_NAME if kind == "weights" else NAME, name, path, TAKEN.get(kind, ()))
+            check_name(FILE_NAME if kind == "weights" else NAME, name, path, TAKEN.get(kind, ()))
             # The base file is read alone first, so that a mistake is blamed on the file it stands in.
             validate(model, value, path, (name,))
             result[name] = validate(model, merge(value, overrides.get(name, {})), scale_file, (kind, name))
@@ -72,30 +75,15 @@ def load_suite(scale: str, root: Path = Path()) -> Suite:
     recipes: dict[str, Recipe] = typed(Recipe, "recipes", params.recipes)
     methods: dict[str, Method] = typed(Method, "methods", params.methods)
     presets: dict[str, Preset] = typed(Preset, "fidelity", params.fidelity)
-    # Here, so that a mistake is blamed on its file and not on the table row that uses it.
-    for name, method in methods.items():
-        validate(MethodSettings, method.settings, folder / "methods.yaml", (name, "settings"))
-    for name, preset in presets.items():
-        for part in ("all", *KINDS):
-            validate(MethodSettings, getattr(preset, part), folder / "fidelity.yaml", (name, part))
+    files = Files(folder, scale_file, params)
+    check_settings(presets, methods, files)
     for name, protocol in protocols.items():
         for known in (datasets, recipes):
             if protocol.dataset not in known:
                 where = f"{folder / 'protocols.yaml'}: {name}.dataset"
                 raise UserError(where, repr(protocol.dataset), nearest(protocol.dataset, list(known)))
 
-    def place(kind: str, name: str, path: Sequence[str], *keys: str) -> str:
-        """Where the value of the first key below a path comes from: the scale's file if it has one of the keys."""
-        part: Any = getattr(params, kind, {}).get(name, {})
-        for step in path:
-            part = part.get(step, {}) if isinstance(part, Mapping) else {}
-        for key in keys:
-            if key in part:
-                return f"{scale_file}: {'.'.join([kind, name, *path, key])}"
-        return f"{folder / kind}.yaml: {'.'.join([name, *path, keys[0]])}"
-
-    _check_datasets(datasets, protocols, place)
-    _check_presets(presets, methods, place)
+    check_datasets(datasets, protocols, files)
     suite = Suite(
         scale=scale,
         params=params,
@@ -110,87 +98,10 @@ def load_suite(scale: str, root: Path = Path()) -> Suite:
         for name in set(published.lists) - set(protocols):
             where = f"{folder / 'splits.yaml'}: {source}.lists.{name}"
             raise UserError(where, "no such protocol", nearest(name, list(protocols)))
-    _check_runs(suite, place)
-    return suite.model_copy(update={"figures": _figures(folder, typed(Figure, "figures", params.figures), suite)})
-
-
-Place = Callable[..., str]  # `place` of load_suite
-
-
-def _check_name(pattern: re.Pattern[str], name: str, where: Path, taken: Iterable[str] = ()) -> None:
-    if not pattern.fullmatch(name):
-        raise UserError(f"{where}: {name[:80]!r}", "a name with other characters", f"one of {pattern.pattern}")
-    if name in taken:
-        raise UserError(f"{where}: {name}", "a name with a meaning of its own", "another name")
-
-
-def _check_datasets(datasets: Mapping[str, Dataset], protocols: Mapping[str, Protocol], place: Place) -> None:
-    """Lists are those of the data set's kind, archives share a folder, and protocols use lists that there are."""
-    files: dict[str, str] = {}
-    for name, dataset in datasets.items():
-        known = ["train", "train_aug", "val"] if dataset.kind == "pascal" else ["train", "val"]
-        if sorted(dataset.counts) != known:
-            raise UserError(place("datasets", name, [], "counts"), ", ".join(dataset.counts)[:200], ", ".join(known))
-        for key, archive in dataset.archives.items():
-            where = place("datasets", name, ["archives", key], "file")
-            if archive.file in files:
-                raise UserError(where, f"{archive.file}, as {files[archive.file]}", "a file of its own")
-            files[archive.file] = where
-    for name, protocol in protocols.items():
-        counts = datasets[protocol.dataset].counts
-        for key in ("candidates", "universe"):
-            if (value := getattr(protocol, key)) not in counts:
-                raise UserError(
-                    place("protocols", name, [], key), value, f"a list of {protocol.dataset}: {', '.join(counts)}"
-                )
-        if counts[protocol.candidates] > counts[protocol.universe]:
-            raise UserError(place("protocols", name, [], "candidates"), protocol.candidates, "a part of the universe")
-
-
-def _check_presets(presets: Mapping[str, Preset], methods: Mapping[str, Method], place: Place) -> None:
-    """Each preset alone, and with each method's own settings, leaves ranks between its thresholds."""
-    for name, preset in presets.items():
-        for kind in KINDS:
-            own = getattr(preset, kind)
-            values = MethodSettings().model_dump() | preset.all | own
-            part = kind if {"r_low", "r_high"} & own.keys() else "all"
-            _check_ranks(place("fidelity", name, [part], "r_low", "r_high"), values)
-            for method, params in methods.items():
-                where = place("methods", method, ["settings"], "r_low", "r_high")
-                _check_ranks(where, values | params.settings)
-
-
-def _check_ranks(where: str, settings: Mapping[str, Any], n_classes: int | None = None) -> None:
-    """Raise UserError unless a rank lies from `r_low` to below `r_high` (Eq. 14, 15).
-
-    Without any the contrastive loss has no negatives, and what is called U2PL trains without it.
-    """
-    low, high = settings["r_low"], settings["r_high"]
-    if low >= high:
-        raise UserError(where, f"{low} with r_high = {high}", "r_low below r_high")
-    if n_classes is not None and low >= n_classes:
-        raise UserError(where, f"{low} with {n_classes} classes", f"at most {n_classes - 1}, the last rank")
-
-
-def _check_runs(suite: Suite, place: Place) -> None:
-    """Every run finds its images, its split lists and its encoder weights; the baseline names runs."""
-    for key, archive in suite.weights.items():
-        if archive.file != key:
-            raise UserError(place("weights", key, [], "file"), archive.file, f"{key}, the file's name in weights/")
-    weights = [f"weights/{key}" for key in suite.weights]
     for run in suite.runs.values():
-        protocol = suite.protocols[run.protocol]
-        if run.labelled > (there := run.dataset.counts[protocol.candidates]):
-            where = place("protocols", run.protocol, ["fractions"], run.fraction)
-            raise UserError(where, f"{run.labelled} labelled images", f"at most the {there} of {protocol.candidates}")
         published_list(suite, run.settings.split_source, run.protocol, run.labelled)
-        if run.weights is not None and run.weights not in weights:
-            where = place("recipes", run.dataset_name, ["network", "weights"], run.settings.backbone_stem)
-            raise UserError(where, run.weights, nearest(run.weights, weights))
-    for run_id in suite.params.baseline or []:
-        if run_id not in suite.runs:
-            where = f"params/scales/{suite.scale}.yaml: baseline"
-            raise UserError(where, f"no run {run_id[:80]!r}", nearest(run_id, list(suite.runs)))
+    check_runs(suite, files)
+    return suite.model_copy(update={"figures": _figures(folder, typed(Figure, "figures", params.figures), suite)})
 
 
 def _figures(folder: Path, declared: dict[str, Figure], suite: Suite) -> dict[str, Figure]:
@@ -272,7 +183,7 @@ def _grid(
         if name not in known:
             raise UserError(f"{folder / 'scales' / scale}.yaml: tables", repr(name), nearest(name, list(known)))
         path = known[name]
-        _check_name(STEM, name, path.parent)
+        check_name(STEM, name, path.parent)
         table = tables[path.stem] = validate(Table, read_yaml(path), path)
         for number, row in enumerate(table.rows):
             for column, paper in zip(table.columns, row.paper, strict=True):
@@ -349,7 +260,7 @@ def _settings(
     # Typed first, compared after: 0.20 and the default 0.2 are one setting.
     chosen = resolve(row.fidelity, row.overrides, (place, "overrides"))
     if "contrast" in method.groups:
-        _check_ranks(f"{where}.overrides.r_low", chosen.model_dump(), len(dataset.classes))
+        check_ranks(f"{where}.overrides.r_low", chosen.model_dump(), len(dataset.classes))
     ways = {}
     for reading in presets:
         base = resolve(reading, {}, (place,)).model_dump()

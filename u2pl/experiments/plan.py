@@ -135,9 +135,9 @@ def measured(suite: Suite, results: Path) -> dict[Shape, Rate]:
             # images_per_s counts the training alone; the validations share the rest of the wall time.
             rest = max(0.0, took["wall_time_s"] - step * took["steps"])
             rate = Rate(step, rest / math.ceil(recipe["epochs"] / recipe["validate_every"]), device)
-        except (KeyError, TypeError, ZeroDivisionError) as error:
+            found[shape][device].append(rate)
+        except (KeyError, TypeError, ValueError, AttributeError, ArithmeticError) as error:
             raise UserError(path, f"{type(error).__name__} {error}", "the record of a finished run") from error
-        found[shape][device].append(rate)
     rates = {}
     for shape, devices in found.items():
         device, runs = max(devices.items(), key=lambda item: len(item[1]))

@@ -1,0 +1,123 @@
+"""What holds between the values of params/, and which file is to blame where it does not."""
+
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from u2pl.errors import UserError
+from u2pl.experiments.params import nearest, validate
+from u2pl.experiments.schema import Dataset, Method, MethodSettings, Preset, Protocol, Scale, Suite
+
+# Names become folders, wildcards, words of a shell and parts of run ids, whose hyphens separate the parts.
+NAME = re.compile("[A-Za-z0-9_]+")
+FILE_NAME = re.compile("[A-Za-z0-9_][A-Za-z0-9_.+-]*")
+STEM = re.compile("[A-Za-z0-9_][A-Za-z0-9_-]*")
+TAKEN = {"datasets": ("archives", "lists", "splits", "upstream", "weights"), "splits": ("drawn",)}
+KINDS = ("pascal", "cityscapes")  # of data sets
+PARTS = ("all", *KINDS)  # of a preset
+
+
+@dataclass(frozen=True)
+class Files:
+    """Where values come from: the files of `folder`, and those that the scale's file lays over them."""
+
+    folder: Path
+    scale: Path
+    overrides: Scale
+
+    def place(self, kind: str, name: str, path: Sequence[str], *keys: str) -> str:
+        """Where the value of the first key below a path comes from: the scale's file if it has one of the keys."""
+        part: Any = getattr(self.overrides, kind, {}).get(name, {})
+        for step in path:
+            part = part.get(step, {}) if isinstance(part, Mapping) else {}
+        for key in keys:
+            if key in part:
+                return f"{self.scale}: {'.'.join([kind, name, *path, key])}"
+        return f"{self.folder / kind}.yaml: {'.'.join([name, *path, keys[0]])}"
+
+
+def check_name(pattern: re.Pattern[str], name: str, where: Path, taken: Iterable[str] = ()) -> None:
+    if not pattern.fullmatch(name):
+        raise UserError(f"{where}: {name[:80]!r}", "a name with other characters", f"one of {pattern.pattern}")
+    if name in taken:
+        raise UserError(f"{where}: {name}", "a name with a meaning of its own", "another name")
+
+
+def check_datasets(datasets: Mapping[str, Dataset], protocols: Mapping[str, Protocol], files: Files) -> None:
+    """Lists are those of the data set's kind, archives share a folder, and protocols use lists that there are."""
+    owners: dict[str, str] = {}
+    for name, dataset in datasets.items():
+        known = ["train", "train_aug", "val"] if dataset.kind == "pascal" else ["train", "val"]
+        if sorted(dataset.counts) != known:
+            where = files.place("datasets", name, [], "counts")
+            raise UserError(where, ", ".join(dataset.counts)[:200], ", ".join(known))
+        for key, archive in dataset.archives.items():
+            where = files.place("datasets", name, ["archives", key], "file")
+            if archive.file in owners:
+                raise UserError(where, f"{archive.file}, as {owners[archive.file]}", "a file of its own")
+            owners[archive.file] = where
+    for name, protocol in protocols.items():
+        counts = datasets[protocol.dataset].counts
+        for key in ("candidates", "universe"):
+            if (value := getattr(protocol, key)) not in counts:
+                where = files.place("protocols", name, [], key)
+                raise UserError(where, value, f"a list of {protocol.dataset}: {', '.join(counts)}")
+        if counts[protocol.candidates] > counts[protocol.universe]:
+            where = files.place("protocols", name, [], "candidates")
+            raise UserError(where, protocol.candidates, "a part of the universe")
+
+
+def check_settings(presets: Mapping[str, Preset], methods: Mapping[str, Method], files: Files) -> None:
+    """Presets and methods hold settings, and leave a rank between the thresholds.
+
+    Here, so that a mistake is blamed on its file and not on the table row that uses it.
+    """
+    parts = [("methods", name, "settings", method.settings) for name, method in methods.items()]
+    parts += [("fidelity", name, part, getattr(preset, part)) for name, preset in presets.items() for part in PARTS]
+    for kind, name, part, settings in parts:
+        own = getattr(files.overrides, kind).get(name, {}).get(part, {})
+        validate(MethodSettings, own, files.scale, (kind, name, part))
+        validate(MethodSettings, settings, files.folder / f"{kind}.yaml", (name, part))
+    for name, preset in presets.items():
+        for kind in KINDS:
+            own = getattr(preset, kind)
+            values = MethodSettings().model_dump() | preset.all | own
+            part = kind if {"r_low", "r_high"} & own.keys() else "all"
+            check_ranks(files.place("fidelity", name, [part], "r_low", "r_high"), values)
+            for method, params in methods.items():
+                where = files.place("methods", method, ["settings"], "r_low", "r_high")
+                check_ranks(where, values | params.settings)
+
+
+def check_ranks(where: str, settings: Mapping[str, Any], n_classes: int | None = None) -> None:
+    """Raise UserError unless a rank lies from `r_low` to below `r_high` (Eq. 14, 15).
+
+    Without any the contrastive loss has no negatives, and what is called U2PL trains without it.
+    """
+    low, high = settings["r_low"], settings["r_high"]
+    if low >= high:
+        raise UserError(where, f"{low} with r_high = {high}", "r_low below r_high")
+    if n_classes is not None and low >= n_classes:
+        raise UserError(where, f"{low} with {n_classes} classes", f"at most {n_classes - 1}, the last rank")
+
+
+def check_runs(suite: Suite, files: Files) -> None:
+    """Every run finds enough images and its encoder weights; the baseline names runs."""
+    for key, archive in suite.weights.items():
+        if archive.file != key:
+            where = files.place("weights", key, [], "file")
+            raise UserError(where, archive.file, f"{key}, the file's name in weights/")
+    weights = [f"weights/{key}" for key in suite.weights]
+    for run in suite.runs.values():
+        protocol = suite.protocols[run.protocol]
+        if run.labelled > (there := run.dataset.counts[protocol.candidates]):
+            where = files.place("protocols", run.protocol, ["fractions"], run.fraction)
+            raise UserError(where, f"{run.labelled} labelled images", f"at most the {there} of {protocol.candidates}")
+        if run.weights is not None and run.weights not in weights:
+            where = files.place("recipes", run.dataset_name, ["network", "weights"], run.settings.backbone_stem)
+            raise UserError(where, run.weights, nearest(run.weights, weights))
+    for run_id in suite.params.baseline or []:
+        if run_id not in suite.runs:
+            raise UserError(f"{files.scale}: baseline", f"no run {run_id[:80]!r}", nearest(run_id, list(suite.runs)))
