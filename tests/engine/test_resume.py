@@ -18,6 +18,7 @@ import pytest
 import torch
 
 from u2pl.components.collectives import rank
+from u2pl.data.batches import outlive_signals
 from u2pl.engine import checkpoints
 from u2pl.engine.checkpoints import StateFile
 from u2pl.engine.stopping import RESUMABLE, Stopped
@@ -121,7 +122,7 @@ def test_killed_at_several_steps(
     assert json.loads((tmp_path / "run/run.json").read_text())["provenance"]["world_size"] == world
 
 
-@pytest.mark.parametrize(("number", "world"), [(signal.SIGTERM, 1), (signal.SIGUSR1, 2)])
+@pytest.mark.parametrize(("number", "world"), [(signal.SIGTERM, 1), (signal.SIGUSR1, 2), (signal.SIGHUP, 1)])
 def test_told_to_stop(number: int, world: int, start: Start, whole: Any, make_spec: Spec, tmp_path: Path) -> None:
     """One rank gets the signal; all end after the same step, with the exit code that asks for another start."""
     spec = make_spec("u2pl")
@@ -131,6 +132,24 @@ def test_told_to_stop(number: int, world: int, start: Start, whole: Any, make_sp
     assert (state["epoch"], state["index"]) == (1, 2)
     assert start(spec, world) == [0] * world
     assert outcome(tmp_path / "run") == whole("u2pl", world)
+
+
+def test_a_lost_terminal_does_not_stop_what_nohup_started(start: Start, make_spec: Spec, tmp_path: Path) -> None:
+    def prepare() -> None:
+        signal.signal(signal.SIGHUP, signal.SIG_IGN)
+        at_step(4, 0, lambda: kill_self(signal.SIGHUP))
+
+    assert start(make_spec("suponly"), prepare=prepare) == [0]
+    assert len(outcome(tmp_path / "run")["history"]) == 3
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGUSR1, signal.SIGHUP])
+def test_workers_outlive_the_signals_that_end_a_training(number: int, fork: Any) -> None:
+    def work() -> None:
+        outlive_signals(0)
+        kill_self(number)
+
+    assert fork(1, work) == [0]
 
 
 def test_told_to_stop_amid_a_validation(start: Start, whole: Any, make_spec: Spec, tmp_path: Path) -> None:
