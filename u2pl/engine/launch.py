@@ -25,9 +25,9 @@ GRACE_S = 15  # seconds within which ranks fail together; whom torchrun kills, i
 def launch(ranks: int, *command: str) -> None:
     """Run `python <command>` as `ranks` ranks on this machine; returns when all have succeeded.
 
-    The first SIGTERM, SIGUSR1 or SIGHUP is passed on to them. Else exits as the rank that failed first did, with its reason as
-    one line for what a user can cause, and with its traceback otherwise. No rank outlives this process for more than a
-    step. The command ends in `run_rank`.
+    The first SIGTERM, SIGUSR1 or SIGHUP is passed on to them. Else exits as the rank that failed first did, with its
+    reason as one line for what a user can cause, and with its traceback otherwise. No rank outlives this process for
+    more than a step. The command ends in `run_rank`.
     """
     os.environ["PET_SIGNALS_TO_HANDLE"] = ",".join(["SIGINT", *(number.name for number in heeded())])
     os.environ["TORCH_ELASTIC_SHUTDOWN_TIMEOUT"] = str(SHUTDOWN_S)

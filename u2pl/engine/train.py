@@ -327,12 +327,15 @@ class Trainer:
 
 
 def write_run(out: Path, trainer: Trainer, start: dict[str, Any]) -> None:
-    """Write the run directory. run.json is its token: removed first and written last, it vouches for the others.
+    """Write the run directory. run.json is its token, written last: it holds the others' hashes.
+
+    An older evaluation is removed before everything else, so that none is ever beside weights that are not its own.
 
     start: what `u2pl.engine.provenance.record` found when the training began.
     """
     assert trainer.best is not None
-    (out / "run.json").unlink(missing_ok=True)
+    for name in ("evaluation.json", "run.json"):
+        (out / name).unlink(missing_ok=True)
     spec, best = trainer.spec, trainer.best
     meta = {"run": spec.id, "epochs": trainer.epoch, "best_epoch": best["epoch"], "best_miou": best["miou"]}
     kept = {"student": best["student"], "teacher": best["teacher"]}
