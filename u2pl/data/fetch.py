@@ -45,12 +45,14 @@ def manifest_of(target: Path) -> Path:
     return target.with_name(f"{target.name}.json")
 
 
-def fetched_sha256(path: Path) -> str:
+def fetched_sha256(path: Path, archive: Archive | None = None) -> str:
     """SHA-256 of an archive, from its manifest if the file has not been touched since that was written.
 
     Raises UserError if the archive is missing or is not what its manifest says. The manifest is removed then, so that
     the workflow fetches again.
     """
+    if archive is not None and path.is_file() and (wrong := _wrong(archive, _facts(path))):
+        raise UserError(path, *wrong)
     recorded = _recorded(path)
     if _untouched(path, recorded):
         return str(recorded["sha256"])
