@@ -274,7 +274,8 @@ def test_of_many_at_once_one_is_inside(path: Path, tmp_path: Path) -> None:
     for rival in rivals:
         rival.start()
     for rival in rivals:
-        rival.join()
+        rival.join(30)
+        rival.kill()
     assert [rival.exitcode for rival in rivals] == [0] * 4
     assert len({file.name.partition("-")[0] for file in log.iterdir()}) == 4, "each had its turn"
 
