@@ -32,10 +32,15 @@ def _find(suite: Suite, run: str) -> RunSpec:
     return suite.runs[run]
 
 
-def _folders(spec: RunSpec) -> tuple[Path, Path, Path]:
-    """Where a run's prepared data, split lists and results stand."""
-    root = Path("data") / spec.scale
-    return root / spec.dataset_name, root / "splits" / spec.split, Path("results") / spec.scale / "runs" / spec.id
+def _folders(spec: RunSpec) -> tuple[Path, Path, Path, Path]:
+    """The folders of a run's prepared data, split lists, results and state."""
+    root, results = Path("data") / spec.scale, Path("results") / spec.scale
+    return (
+        root / spec.dataset_name,
+        root / "splits" / spec.split,
+        results / "runs" / spec.id,
+        results / "state" / spec.id,
+    )
 
 
 @app.command()
@@ -47,33 +52,45 @@ def train(
 ) -> None:
     """Train one run; a stopped one goes on from its last state. A recipe with several GPUs starts a rank for each.
 
-    SIGTERM and SIGUSR1 end the present step and exit with 75: the same command goes on from there.
+    SIGTERM, SIGUSR1 and SIGHUP end the present step and exit with 75: the same command goes on from there.
     """
+    from u2pl.data.fetch import fetched_sha256
     from u2pl.data.splits import check
     from u2pl.engine.distributed import is_rank
     from u2pl.engine.launch import launch, run_rank
 
     suite = load_suite(scale)
     spec = _find(suite, run)
-    prepared, lists, out = _folders(spec)
-    if not is_rank():
+    prepared, lists, out, state = _folders(spec)
+    weights = Path(spec.weights) if spec.weights else None
+
+    def check_inputs() -> None:
         restored(suite, spec.dataset_name, spec.recipe.threads)
-    state = Path("results") / scale / "state" / run
-    if restart:
-        (state / "state.pt").unlink(missing_ok=True)
-    if spec.recipe.gpus > 1 and not is_rank():
-        launch(spec.recipe.gpus, "-m", "u2pl", "train", run, "--scale", scale, "--device", device)
-        return
+        check(lists, prepared)  # the lists may have been edited since they were drawn
+        if weights is not None:
+            fetched_sha256(weights, suite.weights.get(weights.name))
 
     def begin() -> None:
         from u2pl.engine.train import train as start
 
-        check(lists, prepared)  # the lists may have been edited since they were drawn
-        weights = Path(spec.weights) if spec.weights else None
-        start(spec, prepared=prepared, split=lists, weights=weights, out=out, state=state, device=device)
+        check_inputs()
+        start(
+            spec,
+            prepared=prepared,
+            split=lists,
+            weights=weights,
+            out=out,
+            state=state,
+            device=device,
+            restart=restart,
+        )
 
     if is_rank():
         run_rank(begin)
+    elif spec.recipe.gpus > 1:
+        check_inputs()  # here as well, so that no rank has to restore files while the others wait
+        again = ["--restart"] if restart else []
+        launch(spec.recipe.gpus, "-m", "u2pl", "train", run, "--scale", scale, "--device", device, *again)
     else:
         begin()
 
@@ -82,12 +99,14 @@ def train(
 def evaluate(runs: list[str], scale: Scale = "demo", device: Device = "auto") -> None:
     """Evaluate the weights of finished runs again, last and best, on the validation list."""
     from u2pl.engine.evaluate import evaluate_run
+    from u2pl.engine.run_lock import lock_path, locked_run
 
     suite = load_suite(scale)
     for spec in [_find(suite, run) for run in runs]:
-        prepared, lists, out = _folders(spec)
+        prepared, lists, out, state = _folders(spec)
         restored(suite, spec.dataset_name, spec.recipe.threads)
-        evaluate_run(spec, prepared=prepared, split=lists, run_dir=out, device=device)
+        with locked_run(lock_path(state)):
+            evaluate_run(spec, prepared=prepared, split=lists, run_dir=out, device=device)
 
 
 @app.command()

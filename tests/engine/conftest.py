@@ -1,5 +1,6 @@
 """A prepared data set of coloured rectangles, small enough to train on within a test."""
 
+import hashlib
 import json
 import multiprocessing
 import os
@@ -101,6 +102,17 @@ def make_spec() -> Callable[..., RunSpec]:
         )
 
     return make
+
+
+@pytest.fixture(scope="session")
+def record() -> Callable[[RunSpec, Path], None]:
+    """Write the part of run.json that readers of the folder's weights.pt look at."""
+
+    def write(spec: RunSpec, folder: Path) -> None:
+        found = hashlib.sha256((folder / "weights.pt").read_bytes()).hexdigest()
+        (folder / "run.json").write_text(json.dumps({"id": spec.id, "files": {"weights.pt": found}}))
+
+    return write
 
 
 @pytest.fixture(scope="session")

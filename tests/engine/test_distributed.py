@@ -1,5 +1,7 @@
 """One, two and four gloo ranks compute the same as one process on the whole batch, in float64."""
 
+import os
+import signal
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
@@ -9,14 +11,17 @@ import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.distributed.elastic.multiprocessing import SignalException
 
 from u2pl.components import contrast
 from u2pl.components.collectives import fetch, gather, largest, locate, rank, share, total, world_size
 from u2pl.components.mixing import cutmix
 from u2pl.components.ohem import ohem_loss
 from u2pl.data.batches import TrainBatches
-from u2pl.engine.distributed import SharedDropout2d, SyncBatchNorm2d, data_parallel, joined, span_ranks
+from u2pl.engine import launch as launching
+from u2pl.engine.distributed import SharedDropout2d, SyncBatchNorm2d, data_parallel, is_rank, joined, span_ranks
 from u2pl.engine.evaluate import evaluate
+from u2pl.engine.launch import run_rank
 from u2pl.errors import UserError
 from u2pl.experiments.schema import MethodSettings, RunSpec
 from u2pl.methods import Progress, build_method, suponly
@@ -274,6 +279,81 @@ def test_more_ranks_than_gpus_are_refused(monkeypatch: pytest.MonkeyPatch) -> No
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
     with pytest.raises(UserError, match="found 1 GPUs, expected 2"), joined(torch.device("cuda")):
         pass
+
+
+@pytest.mark.parametrize("name", ["RANK", "WORLD_SIZE", "LOCAL_RANK"])
+def test_a_variable_that_another_launcher_left_makes_no_rank(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv(name, "3")
+    assert not is_rank()
+    with joined(CPU):
+        assert world_size() == 1
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "expected"),
+    [
+        ("RANK", "x", "0 to 1"),
+        ("RANK", "2", "0 to 1"),
+        ("RANK", "-1", "0 to 1"),
+        ("WORLD_SIZE", "two", "1 to"),
+        ("WORLD_SIZE", "0", "1 to"),
+        ("LOCAL_RANK", "", "0 to 1"),
+        ("MASTER_PORT", "99999", "1 to 65535"),
+        ("MASTER_ADDR", "", "address"),
+    ],
+)
+def test_variables_that_torchrun_would_not_set_are_refused(
+    name: str, value: str, expected: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    usual = {"RANK": "1", "LOCAL_RANK": "1", "WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "2999"}
+    for variable, number in (usual | {name: value}).items():
+        monkeypatch.setenv(variable, number)
+    with pytest.raises(UserError, match=f"^{name}: found .*, expected .*{expected}"), joined(CPU):
+        pass
+
+
+def test_a_rank_without_torchrun_prints_why_it_ends(
+    monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """torchrun reads the reason from a file that it names; without one nobody else would tell."""
+
+    def ended(code: int) -> None:
+        raise SystemExit(code)
+
+    def mistaken() -> None:
+        raise UserError("image 7", "truncated", "a whole file")
+
+    monkeypatch.delenv("TORCHELASTIC_ERROR_FILE", raising=False)
+    monkeypatch.setattr("os._exit", ended)
+    with pytest.raises(SystemExit, match="2"):
+        run_rank(mistaken)
+    assert capfd.readouterr().err == "u2pl: image 7: found truncated, expected a whole file\n"
+    with pytest.raises(SystemExit, match="1"):
+        run_rank(lambda: [][0])
+    assert capfd.readouterr().err.rstrip().endswith("IndexError: list index out of range")
+
+
+@pytest.mark.parametrize("ignored", [False, True])
+def test_torchrun_hands_on_a_lost_terminal_unless_nohup_ignores_it(
+    ignored: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """torchrun itself handles what the variable names, and leaves other signals as they were."""
+    handled = []
+
+    def run(_: object) -> None:
+        handled.extend(os.environ["PET_SIGNALS_TO_HANDLE"].split(","))
+        raise SignalException("", signal.SIGHUP)
+
+    monkeypatch.setenv("PET_SIGNALS_TO_HANDLE", "")
+    monkeypatch.setattr(launching.torchrun, "run", run)
+    before = signal.signal(signal.SIGHUP, signal.SIG_IGN if ignored else signal.SIG_DFL)
+    try:
+        with pytest.raises(SystemExit) as raised:
+            launching.launch(2, "-m", "u2pl")
+    finally:
+        signal.signal(signal.SIGHUP, before)
+    assert ("SIGHUP" in handled) != ignored and {"SIGINT", "SIGTERM", "SIGUSR1"} <= set(handled)
+    assert raised.value.code == 75
 
 
 def test_global_samples_are_drawn_from_the_anchors_of_all_ranks(on_ranks: OnRanks) -> None:

@@ -5,6 +5,7 @@ import math
 import shutil
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -29,6 +30,7 @@ from u2pl.experiments.schema import RunSpec
 from u2pl.models import build_network
 
 IGNORE = 255
+Record = Callable[[RunSpec, Path], None]
 
 
 def random_labels(seed: int, n_classes: int = 5) -> tuple[Tensor, Tensor]:
@@ -186,11 +188,14 @@ def test_padding_is_scored_as_class_0_or_not_at_all(
     assert confusion.sum(1).tolist() == expected
 
 
-def test_evaluate_run(prepared: Path, split: Path, make_spec: Callable[..., RunSpec], tmp_path: Path) -> None:
+def test_evaluate_run(
+    prepared: Path, split: Path, make_spec: Callable[..., RunSpec], record: Record, tmp_path: Path
+) -> None:
     spec = make_spec()
     student, teacher = (build_network(spec.recipe.network, 3).state_dict() for _ in range(2))
     weights = {"last": {"student": student, "teacher": teacher}, "best": {"student": student, "teacher": None}}
     torch.save(weights, tmp_path / "weights.pt")
+    record(spec, tmp_path)
     evaluate_run(spec, prepared, split, tmp_path)
     results = json.loads((tmp_path / "evaluation.json").read_text())
     ids = (split / "val.txt").read_text().split()
@@ -205,7 +210,82 @@ def test_evaluate_run(prepared: Path, split: Path, make_spec: Callable[..., RunS
         evaluate_run(spec, prepared, split, tmp_path / "absent")
     weights["last"]["teacher"] = {**teacher, "segment.2.bias": torch.zeros(7)}
     torch.save(weights, tmp_path / "weights.pt")
+    record(spec, tmp_path)
     with pytest.raises(UserError, match=r"shape \(7,\) for segment.2.bias, expected shape \(3,\)"):
+        evaluate_run(spec, prepared, split, tmp_path)
+
+
+@pytest.fixture
+def finished(make_spec: Callable[..., RunSpec], record: Record, tmp_path: Path) -> tuple[RunSpec, dict[str, Any]]:
+    """A run in `tmp_path` whose weights are random, and the content of its weights.pt."""
+    spec = make_spec()
+    entry = {"student": network_of(spec).state_dict(), "teacher": None}
+    torch.save({"last": entry, "best": entry}, tmp_path / "weights.pt")
+    record(spec, tmp_path)
+    return spec, {"last": entry, "best": entry}
+
+
+@pytest.mark.parametrize(
+    ("content", "expected"),
+    [
+        (None, "run.json: found no file"),
+        ("{", "run.json: found .*expected a JSON file"),
+        ("[]", "run.json: found no id or no hash of weights.pt"),
+        ('{"id": "x", "files": []}', "run.json: found no id or no hash of weights.pt"),
+        ('{"id": "x", "files": {"weights.pt": "0"}}', "run.json: found the run x, expected the run toy-6-u2pl-seed0"),
+        (
+            '{"id": "toy-6-u2pl-seed0", "files": {"weights.pt": null}}',
+            r"weights.pt: found sha256 \w{64}, expected None",
+        ),
+        (
+            '{"id": "toy-6-u2pl-seed0", "files": {"weights.pt": "0"}}',
+            r"weights.pt: found sha256 \w{64}, expected 0 of ",
+        ),
+    ],
+)
+def test_weights_that_run_json_does_not_record_are_refused(
+    content: str | None, expected: str, finished: tuple[RunSpec, Any], prepared: Path, split: Path, tmp_path: Path
+) -> None:
+    (tmp_path / "run.json").unlink()
+    if content is not None:
+        (tmp_path / "run.json").write_text(content)
+    with pytest.raises(UserError, match=expected):
+        evaluate_run(finished[0], prepared, split, tmp_path)
+    assert not (tmp_path / "evaluation.json").exists()
+
+
+NAME = "segment.2.bias"
+
+
+@pytest.mark.parametrize(
+    ("damage", "expected"),
+    [
+        (lambda last: None, "no 'last' weights"),
+        (lambda last: {}, "no 'last' weights"),
+        (lambda last: {"student": None, "teacher": None}, "NoneType as 'last' weights, expected a state dict"),
+        (lambda last: {"student": last, "teacher": {}}, "no such tensor for"),
+        (lambda last: {"student": 3}, "int as 'last' weights"),
+        (lambda last: {"student": last | {1: last[NAME]}}, "a tensor for 1, expected no such tensor"),
+        (lambda last: {"student": last | {NAME: "x"}}, f"type str for {NAME}, expected a tensor"),
+        (lambda last: {"student": last | {NAME: last[NAME].half()}}, f"type torch.float16 for {NAME}, expected"),
+        (lambda last: {"student": last | {NAME: last[NAME].to_sparse()}}, f"type torch.sparse_coo for {NAME}"),
+        (lambda last: {"student": last | {NAME: last[NAME].to("meta")}}, f"type meta for {NAME}"),
+        (lambda last: {"student": last | {NAME: last[NAME] / 0}}, f"values inf or nan for {NAME}, expected finite"),
+    ],
+)
+def test_weights_of_other_types_or_values_are_one_line(
+    damage: Callable[[Any], Any],
+    expected: str,
+    finished: tuple[RunSpec, Any],
+    record: Record,
+    prepared: Path,
+    split: Path,
+    tmp_path: Path,
+) -> None:
+    spec, weights = finished
+    torch.save(weights | {"last": damage(weights["last"]["student"])}, tmp_path / "weights.pt")
+    record(spec, tmp_path)
+    with pytest.raises(UserError, match=f"weights.pt: found {expected}"):
         evaluate_run(spec, prepared, split, tmp_path)
 
 

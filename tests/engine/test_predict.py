@@ -15,7 +15,9 @@ from u2pl.experiments import RunSpec
 
 
 @pytest.fixture
-def run(tmp_path: Path, make_spec: Callable[..., RunSpec]) -> tuple[RunSpec, Path]:
+def run(
+    tmp_path: Path, make_spec: Callable[..., RunSpec], record: Callable[[RunSpec, Path], None]
+) -> tuple[RunSpec, Path]:
     """A run whose last and best weights are two random networks."""
     spec = make_spec(settings={"alpha_0": 0.3}, batch=4)
     weights = {}
@@ -23,6 +25,7 @@ def run(tmp_path: Path, make_spec: Callable[..., RunSpec]) -> tuple[RunSpec, Pat
         torch.manual_seed(seed)
         weights[selection] = {"student": cpu_copy(network_of(spec)), "teacher": None}
     save(tmp_path / "weights.pt", weights)
+    record(spec, tmp_path)
     return spec, tmp_path
 
 
@@ -75,3 +78,15 @@ def test_images_are_chosen_by_the_classes_of_their_masks(
 def test_missing_weights_are_named(prepared: Path, make_spec: Callable[..., RunSpec], tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"weights\.pt"):
         predict(make_spec(), prepared, ["val_0"], tmp_path, "best", "cpu")
+
+
+def test_figures_refuse_weights_that_are_not_those_of_the_run(run: tuple[RunSpec, Path], prepared: Path) -> None:
+    spec, folder = run
+    content = (folder / "weights.pt").read_bytes()
+    (folder / "weights.pt").write_bytes(content.replace(b"best", b"bist", 1))
+    for draw in (
+        lambda: predict(spec, prepared, ["val_0"], folder, "last", "cpu"),
+        lambda: reliability(spec, prepared, ["train_0"], folder, "cpu"),
+    ):
+        with pytest.raises(UserError, match=r"weights\.pt: found sha256 .* of .*run\.json"):
+            draw()

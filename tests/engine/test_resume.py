@@ -2,6 +2,7 @@
 
 import csv
 import functools
+import hashlib
 import json
 import os
 import re
@@ -10,14 +11,17 @@ import signal
 import subprocess
 import sys
 import time
+import zipfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 
 from u2pl.components.collectives import rank
+from u2pl.data.batches import outlive_signals
 from u2pl.engine import checkpoints
 from u2pl.engine.checkpoints import StateFile
 from u2pl.engine.stopping import RESUMABLE, Stopped
@@ -121,7 +125,7 @@ def test_killed_at_several_steps(
     assert json.loads((tmp_path / "run/run.json").read_text())["provenance"]["world_size"] == world
 
 
-@pytest.mark.parametrize(("number", "world"), [(signal.SIGTERM, 1), (signal.SIGUSR1, 2)])
+@pytest.mark.parametrize(("number", "world"), [(signal.SIGTERM, 1), (signal.SIGUSR1, 2), (signal.SIGHUP, 1)])
 def test_told_to_stop(number: int, world: int, start: Start, whole: Any, make_spec: Spec, tmp_path: Path) -> None:
     """One rank gets the signal; all end after the same step, with the exit code that asks for another start."""
     spec = make_spec("u2pl")
@@ -131,6 +135,24 @@ def test_told_to_stop(number: int, world: int, start: Start, whole: Any, make_sp
     assert (state["epoch"], state["index"]) == (1, 2)
     assert start(spec, world) == [0] * world
     assert outcome(tmp_path / "run") == whole("u2pl", world)
+
+
+def test_a_lost_terminal_does_not_stop_what_nohup_started(start: Start, make_spec: Spec, tmp_path: Path) -> None:
+    def prepare() -> None:
+        signal.signal(signal.SIGHUP, signal.SIG_IGN)
+        at_step(4, 0, lambda: kill_self(signal.SIGHUP))
+
+    assert start(make_spec("suponly"), prepare=prepare) == [0]
+    assert len(outcome(tmp_path / "run")["history"]) == 3
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGUSR1, signal.SIGHUP])
+def test_workers_outlive_the_signals_that_end_a_training(number: int, fork: Any) -> None:
+    def work() -> None:
+        outlive_signals(0)
+        kill_self(number)
+
+    assert fork(1, work) == [0]
 
 
 def test_told_to_stop_amid_a_validation(start: Start, whole: Any, make_spec: Spec, tmp_path: Path) -> None:
@@ -177,6 +199,48 @@ def test_killed_while_writing_a_state(start: Start, whole: Any, make_spec: Spec,
     assert start(spec) == [0]
     assert outcome(tmp_path / "run") == whole("suponly")
     assert not (tmp_path / "state").exists()
+
+
+def test_a_retraining_killed_at_any_write_leaves_no_evaluation_of_other_weights(
+    start: Start, make_spec: Spec, tmp_path: Path
+) -> None:
+    out = tmp_path / "run"
+    assert start(make_spec("suponly", epochs=1)) == [0]
+    other = make_spec("suponly", epochs=1, lr=0.01)
+
+    def dying(number: int) -> None:
+        """Killed before the removal or the renaming of that number in the run's folder."""
+        calls = iter(range(100))
+
+        def wrapped(original: Callable[..., Any]) -> Callable[..., Any]:
+            def write(self: Path, *arguments: Any, **more: Any) -> Any:
+                if self.parent == out and self.exists() and next(calls) == number:
+                    kill_self()
+                return original(self, *arguments, **more)
+
+            return write
+
+        Path.unlink, Path.replace = wrapped(Path.unlink), wrapped(Path.replace)  # type: ignore[method-assign]
+
+    names, seen = ("weights.pt", "run.json", "evaluation.json"), []
+    for number in range(20):
+        codes = start(other, prepare=lambda number=number: dying(number))
+        files = [name for name in names if (out / name).exists()]
+        found = hashlib.sha256((out / "weights.pt").read_bytes()).hexdigest()
+        if "run.json" in files:
+            assert json.loads((out / "run.json").read_text())["files"]["weights.pt"] == found
+        if "evaluation.json" in files:
+            assert json.loads((out / "evaluation.json").read_text())["weights_sha256"] == found
+        seen.append(len(files))
+        if codes == [0]:
+            break
+        assert codes == [KILLED] and files == list(names[: len(files)])
+        for name in ("run", "state"):  # each time from the old run and the state of the new one
+            if number == 0:
+                shutil.copytree(tmp_path / name, tmp_path / "before" / name)
+            shutil.rmtree(tmp_path / name)
+            shutil.copytree(tmp_path / "before" / name, tmp_path / name)
+    assert codes == [0] and seen == [3, 2, 1, 1, 1, 2, 3]
 
 
 def test_the_released_readings_bank_starts_empty(start: Start, make_spec: Spec, tmp_path: Path) -> None:
@@ -229,6 +293,79 @@ def test_other_settings_start_over_and_say_so(
 ) -> None:
     interrupted(make_spec("suponly", lr=0.01))
     assert "of other settings or data: starting over" in capsys.readouterr().out
+    assert len(outcome(tmp_path / "run")["history"]) == 3
+
+
+def same(one: Any, two: Any) -> bool:
+    """Equality of nested containers, of tensors to the bit."""
+    if type(one) is not type(two):
+        return False
+    if isinstance(one, torch.Tensor):
+        return one.dtype == two.dtype and one.shape == two.shape and one.numpy().tobytes() == two.numpy().tobytes()
+    if isinstance(one, dict):
+        return list(one) == list(two) and all(same(one[key], two[key]) for key in one)
+    if isinstance(one, (list, tuple)):
+        return len(one) == len(two) and all(map(same, one, two))
+    return repr(one) == repr(two)
+
+
+def flipped(content: bytes, bit: int) -> bytes:
+    return content[: bit // 8] + bytes([content[bit // 8] ^ 1 << bit % 8]) + content[bit // 8 + 1 :]
+
+
+def test_every_flipped_bit_of_a_state_is_noticed_or_has_no_effect(
+    interrupted: Callable[..., None], tmp_path: Path
+) -> None:
+    path = tmp_path / "state/state.pt"
+    before, whole = path.read_bytes(), checkpoints.load(path)
+    kept = StateFile(path.parent, whole["key"], whole["made_by"], 10)
+    assert same(kept.load(), whole)
+    rng = np.random.default_rng(0)
+    with zipfile.ZipFile(path) as archive:
+        pickled = archive.getinfo(next(name for name in archive.namelist() if name.endswith("data.pkl")))
+    # Half of them in the pickle, where a bit may be a name, a number, a shape or a reference to another tensor.
+    start, length = pickled.header_offset, pickled.file_size
+    places = [rng.integers(8 * len(before), size=20), 8 * start + rng.integers(8 * length, size=60)]
+    seen = set()
+    for bit in np.concatenate(places).tolist():
+        path.write_bytes(flipped(before, bit))
+        try:
+            found = kept.load()
+        except UserError as error:
+            assert "--restart" in str(error), "a damaged record of what made the state"
+            continue
+        seen.add(found is None)
+        assert found is None or same(found, whole), bit
+    assert seen == {True, False}
+
+
+def test_a_damaged_tensor_of_a_state_starts_over_to_the_same_bits(
+    interrupted: Callable[..., None], whole: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = tmp_path / "state/state.pt"
+    weight = checkpoints.load(path)["method"]["student.encoder.conv1.weight"].numpy().tobytes()
+    content = path.read_bytes()
+    path.write_bytes(flipped(content, 8 * content.index(weight) + 3))
+    interrupted()
+    (line,) = [line for line in capsys.readouterr().out.splitlines() if "starting over" in line]
+    assert re.fullmatch(r".*state\.pt: found content of sha256 \w{64}, expected \w{64}: starting over", line)
+    assert outcome(tmp_path / "run") == whole("suponly")
+
+
+def test_a_state_of_the_right_key_without_its_fields_or_with_others_is_not_resumed(
+    interrupted: Callable[..., None], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = tmp_path / "state/state.pt"
+    state = checkpoints.load(path)
+    kept = StateFile(path.parent, state["key"], state["made_by"], 10)
+    for name in state.keys() - {"key"}:
+        others: list[dict[str, Any]] = [{name: value} for value in (None, "x", [state[name]])]
+        for forged in [{key: part for key, part in state.items() if key != name}, *(state | other for other in others)]:
+            checkpoints.save(path, forged)
+            assert kept.load() is None, name
+            assert capsys.readouterr().out.count(": starting over\n") == 1
+    checkpoints.save(path, {"key": state["key"]})
+    interrupted()
     assert len(outcome(tmp_path / "run")["history"]) == 3
 
 

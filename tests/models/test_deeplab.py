@@ -102,6 +102,18 @@ def test_weights_that_do_not_fit(tmp_path: Path) -> None:
     assert "no tensor bn1.weight" in message({key: value for key, value in state.items() if key != "bn1.weight"})
     assert "additional tensor layer5.weight" in message({**state, "layer5.weight": torch.zeros(1)})
     assert "expected a state dict" in message([1, 2])
+    assert "no tensor conv1.weight" in message({"state_dict": state})
+    assert "no tensor conv1.weight" in message({})
+    assert "the key 3, expected names" in message({**state, 3: torch.zeros(1)})
+    assert "additional tensor epoch" in message({**state, "epoch": 7})
+    name = "layer1.0.conv1.weight"
+    assert f"{name} of type NoneType, expected a tensor" in message({**state, name: None})
+    assert f"{name} of type torch.float16, expected type torch.float32" in message({**state, name: state[name].half()})
+    assert f"{name} of type meta, expected" in message({**state, name: state[name].to("meta")})
+    assert f"{name} of values inf or nan, expected finite" in message({**state, name: state[name] * float("nan")})
+    path.write_bytes(b"")
+    with pytest.raises(UserError, match="found .+, expected a state dict"):
+        load_encoder_weights(model, path)
     path.write_bytes(b"no weights")
     with pytest.raises(UserError, match="state dict"):
         load_encoder_weights(model, path)

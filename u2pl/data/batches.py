@@ -139,8 +139,8 @@ class TrainBatches:
 
 
 def outlive_signals(worker: int) -> None:
-    """A scheduler signals every process of a job, but the training still needs its workers to end a step."""
-    for number in (signal.SIGTERM, signal.SIGUSR1):
+    """Schedulers and a lost terminal signal every process of a job, but a step still needs the workers to end."""
+    for number in (signal.SIGTERM, signal.SIGUSR1, signal.SIGHUP):
         signal.signal(number, signal.SIG_IGN)
 
 

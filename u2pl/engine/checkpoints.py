@@ -12,7 +12,8 @@ from torch import Tensor, nn
 
 from u2pl.components.collectives import rank, world_size
 from u2pl.errors import UserError
-from u2pl.files import atomic_path, sha256
+from u2pl.files import atomic_path, read_json, sha256
+from u2pl.models.weights import difference, read_dict
 
 if TYPE_CHECKING:
     from u2pl.experiments.schema import RunSpec
@@ -39,35 +40,74 @@ def save(path: Path, value: dict[str, Any]) -> None:
 
 
 def load(path: Path) -> dict[str, Any]:
-    """torch.load of tensors and plain values onto the CPU. Raises UserError for any other or damaged file."""
+    """The content of a file that `save` wrote. Raises UserError if it is missing, damaged or another file."""
+    return read_dict(path, "a file written by `u2pl train`")
+
+
+def load_run(spec: "RunSpec", run_dir: Path) -> tuple[dict[str, Any], str]:
+    """weights.pt of a finished run and its SHA-256.
+
+    Raises UserError if a file is missing, or if run.json is of another run or has another hash for weights.pt.
+    """
+    path, record_path = run_dir / "weights.pt", run_dir / "run.json"
+    if not path.is_file():
+        raise UserError(path, "no file", "a file written by `u2pl train`")
+    record = read_json(record_path)
     try:
-        value = torch.load(path, map_location="cpu", weights_only=True)
-    except FileNotFoundError as error:
-        raise UserError(path, "no file", "a file written by `u2pl train`") from error
-    except Exception as error:  # torch.load raises whatever its unpickler met
-        found = (str(error) or type(error).__name__).splitlines()[0]
-        raise UserError(path, found, "a file written by `u2pl train`") from error
-    if not isinstance(value, dict):
-        raise UserError(path, type(value).__name__, "a file written by `u2pl train`")
-    return value
+        run, expected = record["id"], record["files"]["weights.pt"]
+    except (KeyError, TypeError, IndexError):
+        raise UserError(record_path, "no id or no hash of weights.pt", "a file written by `u2pl train`") from None
+    if run != spec.id:
+        raise UserError(record_path, f"the run {run}", f"the run {spec.id}")
+    if (found := sha256(path)) != expected:
+        raise UserError(path, f"sha256 {found}", f"{expected} of {record_path}")
+    return load(path), found
 
 
 def load_network_weights(network: nn.Module, weights: dict[str, Any], selection: str, path: Path) -> None:
     """Put the evaluated weights of weights.pt into `network`: the teacher's, or the student's where there is none.
 
-    selection: "last" or "best". Raises UserError naming `path` and the first tensor that does not fit.
+    selection: "last" or "best". Raises UserError naming `path` and the first tensor that does not fit or is not finite.
     """
     entry = weights.get(selection)
     if not isinstance(entry, dict) or "student" not in entry:
         raise UserError(path, f"no {selection!r} weights", "a file written by `u2pl train`")
-    state = entry.get("teacher") or entry["student"]
+    state = entry["student"] if entry.get("teacher") is None else entry["teacher"]
+    if not isinstance(state, dict):
+        raise UserError(path, f"{type(state).__name__} as {selection!r} weights", "a state dict")
     own = network.state_dict()
     for key in [*own, *state]:
-        found = f"shape {tuple(state[key].shape)}" if key in state else "no such tensor"
-        expected = f"shape {tuple(own[key].shape)}" if key in own else "no such tensor"
-        if found != expected:
-            raise UserError(path, f"{found} for {key}", f"{expected}, for the run's network")
+        if key not in own:
+            differs: tuple[str, str] | None = ("a tensor", "no such tensor")
+        elif key not in state:
+            differs = ("no such tensor", f"shape {tuple(own[key].shape)}")
+        else:
+            differs = difference(state[key], own[key])
+        if differs is not None:
+            raise UserError(path, f"{differs[0]} for {key}", f"{differs[1]}, for the run's network")
     network.load_state_dict(state)
+
+
+def digest(value: Any) -> str:
+    """SHA-256 of nested dicts and lists of tensors and plain values: of all that torch.save keeps of them."""
+    sums, storages = hashlib.sha256(), dict[int, int]()
+
+    def add(part: Any) -> None:
+        if isinstance(part, Tensor):
+            # Tensors that share memory do so in the file too; an empty one has none.
+            place = storages.setdefault(part.untyped_storage().data_ptr(), len(storages)) if part.numel() else -1
+            kept = part.dtype, tuple(part.shape), part.stride(), part.requires_grad, place
+            sums.update(f"{kept}\n".encode())
+            sums.update(part.detach().cpu().flatten().view(torch.uint8).numpy().data)
+            return
+        plain = not isinstance(part, (dict, list, tuple))
+        sums.update(f"{type(part).__name__} {repr(part) if plain else len(part)}\n".encode())
+        if not plain:
+            for each in (item for pair in part.items() for item in pair) if isinstance(part, dict) else part:
+                add(each)
+
+    add(value)
+    return sums.hexdigest()
 
 
 def state_key(spec: "RunSpec", split: Path, prepared: Path, weights: Path | None) -> str:
@@ -109,7 +149,7 @@ class StateFile:
         self.seconds, self.written = 60 * minutes, time.monotonic()
 
     def load(self) -> dict[str, Any] | None:
-        """The state to go on from; None, and a line that says why, if it is damaged or of other settings or data.
+        """The state to resume from; None, and a line that says why, if it is damaged or of other settings or data.
 
         Raises UserError if it is of this training but made by other code, another torch, device or number of ranks.
         """
@@ -117,21 +157,36 @@ class StateFile:
             return None
         try:
             state = load(self.path)
-            refusal = None if state.get("key") == self.key else f"{self.path}: of other settings or data"
         except UserError as error:
-            refusal = str(error)
-        if refusal is not None:
+            flaw: str | None = str(error)
+        else:
+            flaw = self._flaw(state)
+        if flaw is not None:
             if rank() == 0:
-                print(f"{refusal}: starting over", flush=True)
+                print(f"{flaw}: starting over", flush=True)
             return None
-        there, here = state["made_by"], self.made_by
-        if there != here:
-            differing = [name for name in here if there.get(name) != here[name]]
-            found, expected = (", ".join(f"{name} {by.get(name)}" for name in differing) for by in (there, here))
-            raise UserError(self.path, f"a state by {found}", f"{expected}; `u2pl train --restart` starts over")
         if rank() == 0:
             print(f"{self.path}: going on after {state['epoch']} epochs and {state['index']} steps", flush=True)
         return state
+
+    def _flaw(self, state: dict[str, Any]) -> str | None:
+        """Why the state is of no use here, if it is not. Raises UserError as `load` does."""
+        if state.get("key") != self.key:
+            return f"{self.path}: of other settings or data"
+        there, here = state.get("made_by"), self.made_by
+        if not isinstance(there, dict):
+            return f"{self.path}: found no record of what made it, expected a state"
+        # Before the checksum, which a state of other code may not have; that is no damage.
+        if differing := [name for name in here if there.get(name) != here[name]]:
+            found, expected = (", ".join(f"{name} {by.get(name)}" for name in differing) for by in (there, here))
+            raise UserError(self.path, f"a state by {found}", f"{expected}; `u2pl train --restart` starts over")
+        try:
+            content = digest({name: part for name, part in state.items() if name not in ("key", "made_by", "sha256")})
+        except RuntimeError as error:  # a damaged file may hold tensors without memory, or lists of themselves
+            content = next(iter(str(error).splitlines()), type(error).__name__)
+        if content == state.get("sha256"):
+            return None
+        return f"{self.path}: found content of sha256 {content}, expected {state.get('sha256')}"
 
     def due(self) -> bool:
         """Whether it is time to write again."""
@@ -141,7 +196,8 @@ class StateFile:
         """Write the state, which is the same on every rank."""
         if rank() == 0:
             self._remove_torn()
-            save(self.path, {"key": self.key, "made_by": self.made_by} | state)
+            # torch does not check the sums of its own format.
+            save(self.path, {"key": self.key, "made_by": self.made_by, "sha256": digest(state)} | state)
         self.written = time.monotonic()
 
     def _remove_torn(self) -> None:

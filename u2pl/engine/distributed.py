@@ -1,6 +1,7 @@
 """The ranks of one training: how they meet, and layers that see the global batch."""
 
 import os
+import re
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -22,24 +23,39 @@ _patient: Any = None  # the group of ranks that waits so long
 
 
 def is_rank() -> bool:
-    """Whether torchrun started this process."""
-    return "RANK" in os.environ
+    """Whether torchrun started this process. It sets all three; other launchers leave one of them behind."""
+    return all(name in os.environ for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK"))
+
+
+def _variable(name: str, lowest: int, highest: int = 10**6) -> int:
+    """An environment variable of a rank. Raises UserError if it is not a number from `lowest` to `highest`."""
+    found = os.environ.get(name, "")
+    if not re.fullmatch("[0-9]{1,9}", found) or not lowest <= int(found) <= highest:
+        raise UserError(name, repr(found), f"a number from {lowest} to {highest}, as torchrun sets it")
+    return int(found)
 
 
 @contextmanager
 def joined(device: torch.device) -> Iterator[torch.device]:
     """Inside, a process that torchrun started is one of WORLD_SIZE ranks; yields the device it uses.
 
-    A process on its own keeps its device and joins nothing. Raises UserError where a rank has no GPU for itself.
+    A process on its own keeps its device and joins nothing. Raises UserError where a rank has no GPU for itself, and
+    where its variables are not those of torchrun.
     """
-    if not is_rank() or os.environ["WORLD_SIZE"] == "1":
+    ranks = _variable("WORLD_SIZE", 1) if is_rank() else 1
+    if ranks == 1:
         yield device
         return
+    _variable("RANK", 0, ranks - 1)
+    local = _variable("LOCAL_RANK", 0, ranks - 1)
     if device.type == "cuda":
-        device = torch.device("cuda", int(os.environ["LOCAL_RANK"]))
+        device = torch.device("cuda", local)
         if (found := torch.cuda.device_count()) <= device.index:
-            raise UserError("device", f"{found} GPUs", f"{os.environ['WORLD_SIZE']}, one a rank")
+            raise UserError("device", f"{found} GPUs", f"{ranks}, one per rank")
         torch.cuda.set_device(device)
+    if not os.environ.get("MASTER_ADDR"):
+        raise UserError("MASTER_ADDR", "nothing", f"the address where the {ranks} ranks meet, as torchrun sets it")
+    _variable("MASTER_PORT", 1, 65535)
     # gloo as well, so that ranks can agree on something without waiting for their GPUs
     dist.init_process_group("cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo", timeout=TIMEOUT)
     global _patient

@@ -16,10 +16,10 @@ from u2pl.components.collectives import rank, total, world_size
 from u2pl.data.augment import centre_crop, normalise
 from u2pl.data.batches import SegmentationFolder, outlive_signals
 from u2pl.data.lists import read_ids
-from u2pl.engine.checkpoints import load, load_network_weights
+from u2pl.engine.checkpoints import load_network_weights, load_run
 from u2pl.engine.seeding import choose_device, deterministic
 from u2pl.errors import UserError
-from u2pl.files import sha256, write_json
+from u2pl.files import write_json
 from u2pl.models import DeepLab, build_network
 from u2pl.models.deeplab import upsample
 
@@ -210,18 +210,17 @@ def evaluate_run(
 
     evaluation.json: {"last": {"confusion": rows of target classes, "iou": percent per class (null where the class
     occurs nowhere), "miou": percent}, "best": the same, "weights_sha256": of weights.pt}. between: see `evaluate`.
-    Raises UserError if a file is missing or does not fit.
+    Raises UserError if a file is missing, is not as run.json records it or does not fit.
     """
     target = choose_device(device, spec.recipe.gpus) if isinstance(device, str) else device
     recipe = spec.recipe
     ids = validation_ids(split)
-    path = run_dir / "weights.pt"
-    weights = load(path)
-    results: dict[str, Any] = {"weights_sha256": sha256(path)}
+    weights, weights_sha256 = load_run(spec, run_dir)
+    results: dict[str, Any] = {"weights_sha256": weights_sha256}
     with deterministic(max(1, recipe.threads // world_size()), tf32=recipe.tf32):
         network = network_of(spec).to(target)
         for selection in ("last", "best"):
-            load_network_weights(network, weights, selection, path)
+            load_network_weights(network, weights, selection, run_dir / "weights.pt")
             pad = pad_label(spec)
             confusion = evaluate(network, prepared, ids, spec.dataset, target, recipe.workers, pad, between)
             classes = [None if math.isnan(value) else value for value in iou(confusion).tolist()]

@@ -4,6 +4,7 @@ import logging
 import os
 import signal
 import sys
+import traceback
 from collections.abc import Callable
 from typing import Any, NoReturn
 
@@ -11,7 +12,7 @@ from torch.distributed import run as torchrun
 from torch.distributed.elastic.multiprocessing import SignalException
 from torch.distributed.elastic.multiprocessing.errors import ChildFailedError, ProcessFailure, record
 
-from u2pl.engine.stopping import RESUMABLE, SIGNALS
+from u2pl.engine.stopping import RESUMABLE, SIGNALS, heeded
 from u2pl.errors import UserError
 
 USER_ERROR = 2
@@ -24,11 +25,11 @@ GRACE_S = 15  # seconds within which ranks fail together; whom torchrun kills, i
 def launch(ranks: int, *command: str) -> None:
     """Run `python <command>` as `ranks` ranks on this machine; returns when all have succeeded.
 
-    The first SIGTERM or SIGUSR1 is passed on to them. Else exits as the rank that failed first did, with its reason as
-    one line for what a user can cause, and with its traceback otherwise. No rank outlives this process for more than a
-    step. The command ends in `run_rank`.
+    The first SIGTERM, SIGUSR1 or SIGHUP is passed on to them. Else exits as the rank that failed first did, with its
+    reason as one line for what a user can cause, and with its traceback otherwise. No rank outlives this process for
+    more than a step. The command ends in `run_rank`.
     """
-    os.environ["PET_SIGNALS_TO_HANDLE"] = ",".join(["SIGINT", "SIGHUP", *(number.name for number in SIGNALS)])
+    os.environ["PET_SIGNALS_TO_HANDLE"] = ",".join(["SIGINT", *(number.name for number in heeded())])
     os.environ["TORCH_ELASTIC_SHUTDOWN_TIMEOUT"] = str(SHUTDOWN_S)
     os.environ.setdefault("OMP_NUM_THREADS", "1")  # `deterministic` sets the number that counts
     logging.disable(logging.CRITICAL)  # torchrun tells of each rank that it ends
@@ -73,10 +74,12 @@ def _report(failure: ProcessFailure, ranks: int) -> NoReturn:
 
 
 def run_rank(function: Callable[..., None], **arguments: Any) -> None:
-    """Call `function` in a process that torchrun started: what it raises is left for `launch` to report."""
+    """Call `function` in a rank: what it raises is left for `launch` to report, or printed if no torchrun would."""
     try:
         record(function)(**arguments)
     except Exception as error:
+        if "TORCHELASTIC_ERROR_FILE" not in os.environ:
+            print(f"u2pl: {error}" if isinstance(error, UserError) else traceback.format_exc(), file=sys.stderr)
         sys.stdout.flush()
         # At once: the connections to the other ranks break now, and this rank has to be the first that failed.
         os._exit(USER_ERROR if isinstance(error, UserError) else 1)

@@ -15,7 +15,7 @@ from u2pl.components.pseudo_labels import drop_unreliable, entropy, entropy_thre
 from u2pl.data.augment import normalise
 from u2pl.data.batches import SegmentationFolder
 from u2pl.data.images import UInt8
-from u2pl.engine.checkpoints import load, load_network_weights
+from u2pl.engine.checkpoints import load_network_weights, load_run
 from u2pl.engine.evaluate import confusion_matrix, iou, network_of, sliding_logits
 from u2pl.engine.seeding import choose_device, deterministic
 
@@ -44,7 +44,10 @@ class Reliability:
 def predict(
     spec: "RunSpec", prepared: Path, ids: Sequence[str], run_dir: Path, selection: str, device: str = "auto"
 ) -> list[Prediction]:
-    """Predictions of the run's weights, "last" or "best". Raises UserError if a file is missing or does not fit."""
+    """Predictions of the run's weights, "last" or "best".
+
+    Raises UserError if a file is missing, is not as run.json records it or does not fit.
+    """
     target = choose_device(device, spec.recipe.gpus)
     with deterministic(spec.recipe.threads):
         network = _trained(spec, run_dir, selection, target)
@@ -97,9 +100,9 @@ def _folder(prepared: Path, ids: Sequence[str], dataset: "Dataset") -> Segmentat
 
 
 def _trained(spec: "RunSpec", run_dir: Path, selection: str, device: torch.device) -> nn.Module:
-    path = run_dir / "weights.pt"
+    weights, _ = load_run(spec, run_dir)
     network = network_of(spec)
-    load_network_weights(network, load(path), selection, path)
+    load_network_weights(network, weights, selection, run_dir / "weights.pt")
     return network.to(device).eval()
 
 

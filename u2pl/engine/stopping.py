@@ -6,8 +6,13 @@ from types import FrameType
 
 from u2pl.components.collectives import world_size
 
-SIGNALS = (signal.SIGTERM, signal.SIGUSR1)
+SIGNALS = (signal.SIGTERM, signal.SIGUSR1, signal.SIGHUP)
 RESUMABLE = 75  # EX_TEMPFAIL of sysexits.h: not done, and the same command goes on from here
+
+
+def heeded() -> list[signal.Signals]:
+    """The SIGNALS that stop a training: without SIGHUP if `nohup` had it ignored when the process started."""
+    return [number for number in SIGNALS if (number, signal.getsignal(number)) != (signal.SIGHUP, signal.SIG_IGN)]
 
 
 class Stopped(SystemExit):
@@ -18,7 +23,7 @@ class Stopped(SystemExit):
 
 
 class StopRequest:
-    """Inside `with`, SIGTERM and SIGUSR1 only set a mark, to be looked at between steps.
+    """Inside `with`, SIGTERM, SIGUSR1 and SIGHUP only set a mark, to be looked at between steps.
 
     A rank is also to stop when torchrun is gone: nothing else would end it.
     """
@@ -26,7 +31,7 @@ class StopRequest:
     def __enter__(self) -> "StopRequest":
         self._marked = False
         self._parent = os.getppid()
-        self._before = {number: signal.signal(number, self._mark) for number in SIGNALS}
+        self._before = {number: signal.signal(number, self._mark) for number in heeded()}
         return self
 
     def __exit__(self, *_: object) -> None:

@@ -4,6 +4,7 @@ import csv
 import sys
 import time
 from collections.abc import Callable, Iterable, Iterator
+from contextlib import ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -20,6 +21,7 @@ from u2pl.engine import checkpoints
 from u2pl.engine.distributed import data_parallel, joined, span_ranks, wait_for_files
 from u2pl.engine.evaluate import evaluate, evaluate_run, mean_iou, network_of, pad_label, validation_ids
 from u2pl.engine.provenance import peak_memory_mb, record
+from u2pl.engine.run_lock import lock_path, locked_run
 from u2pl.engine.seeding import choose_device, deterministic, random_state, restore_random_state, seed_everything
 from u2pl.engine.stopping import Stopped, StopRequest
 from u2pl.errors import UserError
@@ -42,45 +44,58 @@ def train(
     out: Path,
     state: Path,
     device: str = "auto",
+    restart: bool = False,
 ) -> None:
     """Train `spec`, write weights.pt, history.csv and run.json into `out`, and evaluate that weights.pt.
 
     prepared, split: folders with a manifest.json; weights: of the encoder, None for random ones; state: folder that
-    keeps what an interrupted run continues from, removed at the end; device: "auto" follows the recipe.
+    keeps what an interrupted run continues from, removed at the end; device: "auto" follows the recipe; restart: start
+    over, whatever `state` keeps.
     A continued run ends with the same weights, bit for bit, as one that was never interrupted, unless the settings keep
     the memory bank out of the state, as the released code does. Called in every rank that torchrun started, it trains
     on the batches of one process; the first rank writes.
 
-    Raises UserError if an input is missing or does not fit, or the loss is not finite; `out` is then left alone and
-    `state` keeps the last one written. Raises Stopped after SIGTERM or SIGUSR1.
+    Raises UserError if an input is missing or does not fit, the loss is not finite, or another process trains or
+    evaluates the run; `out` is then left alone and `state` keeps the last one written. Raises Stopped after SIGTERM,
+    SIGUSR1 or SIGHUP.
     """
     recipe = spec.recipe
-    with StopRequest() as stop, joined(choose_device(device, recipe.gpus)) as target:
+    with StopRequest() as stop, joined(choose_device(device, recipe.gpus)) as target, ExitStack() as stack:
+        check: Callable[[], None] = lambda: None  # noqa: E731
+        if rank() == 0:
+            check = stack.enter_context(locked_run(lock_path(state), between=stop.check)).check
+        wait_for_files()  # the state may be read by no rank before the first one has the lock
         with deterministic(max(1, recipe.threads // world_size()), tf32=recipe.tf32):
             trainer = Trainer(spec, prepared, split, weights, target)
             # Now: files may change during a long training.
             start = record(spec, split, prepared, weights, target) if rank() == 0 else {}
             key = checkpoints.state_key(spec, split, prepared, weights)
             kept = checkpoints.StateFile(state, key, checkpoints.maker(target), recipe.save_every_minutes)
-            saved = kept.load()
-            if saved is not None:
+            if restart:
+                kept.remove()
+            elif (saved := kept.load()) is not None:
                 trainer.restore(saved)
-            run_to_the_end(trainer, kept, stop)
+            run_to_the_end(trainer, kept, stop, check)
             if rank() == 0:
                 write_run(out, trainer, start)
         wait_for_files()
         # From the file, as `u2pl evaluate` does. The state stays until then: a failed evaluation costs no training.
         evaluate_run(spec, prepared, split, out, target, between=stop.check)
+        check()
         kept.remove()
 
 
-def run_to_the_end(trainer: "Trainer", kept: checkpoints.StateFile, stop: StopRequest) -> None:
+def run_to_the_end(
+    trainer: "Trainer", kept: checkpoints.StateFile, stop: StopRequest, check: Callable[[], None]
+) -> None:
     """All steps and validations that are left; writes states on the way, and one at the end.
 
+    check: called before each writing, raises UserError if the run is no longer this process's to write.
     Raises Stopped when a rank has been told to stop: after the step, or amid a validation, which is then done again.
     """
 
     def save() -> None:
+        check()
         kept.save(trainer.state())
         wait_for_files()  # none is to end, or to miss the first rank, before the state is written
 
@@ -327,12 +342,15 @@ class Trainer:
 
 
 def write_run(out: Path, trainer: Trainer, start: dict[str, Any]) -> None:
-    """Write the run directory. run.json is its token: removed first and written last, it vouches for the others.
+    """Write the run directory. run.json is its token, written last: it holds the others' hashes.
+
+    An older evaluation is removed before everything else, so that none is ever beside weights that are not its own.
 
     start: what `u2pl.engine.provenance.record` found when the training began.
     """
     assert trainer.best is not None
-    (out / "run.json").unlink(missing_ok=True)
+    for name in ("evaluation.json", "run.json"):
+        (out / name).unlink(missing_ok=True)
     spec, best = trainer.spec, trainer.best
     meta = {"run": spec.id, "epochs": trainer.epoch, "best_epoch": best["epoch"], "best_miou": best["miou"]}
     kept = {"student": best["student"], "teacher": best["teacher"]}

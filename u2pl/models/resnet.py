@@ -7,7 +7,6 @@ dilation for the 18-layer network nor a multi-grid.
 
 from collections.abc import Sequence
 
-import torch
 from torch import Tensor, nn
 from torchvision.models.resnet import BasicBlock, Bottleneck
 
@@ -115,8 +114,3 @@ def _stage(
                 module.dilation = module.padding = (rate, rate)
         blocks.append(residual)
     return nn.Sequential(*blocks)
-
-
-def drop_classifier(state: dict[str, Tensor]) -> dict[str, Tensor]:
-    """The weights of an ImageNet classifier without its last, fully connected layer."""
-    return {key: value for key, value in state.items() if not key.startswith("fc.") and isinstance(value, torch.Tensor)}
