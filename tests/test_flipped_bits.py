@@ -190,7 +190,7 @@ def test_the_state_of_an_interrupted_training(before: Files, monkeypatch: pytest
     def results() -> Files:
         return {folder / name: (folder / name).read_bytes() for name in ("weights.pt", "evaluation.json")}
 
-    noticed([state], 8, before | {state: state.read_bytes()}, lambda: call("train", U2PL), results)
+    noticed([state], 5, before | {state: state.read_bytes()}, lambda: call("train", U2PL), results)
 
 
 def test_weights_of_a_run(before: Files) -> None:

@@ -309,8 +309,6 @@ def main() -> None:
         finally:
             sys.stdout.flush()  # here: what fails when Python ends is a traceback
     except UserError as error:
-        # Names and contents of files may hold escape sequences, which a terminal would obey.
-        line = "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in str(error))
         with suppress(OSError):
-            print(f"u2pl: {line}", file=sys.stderr)
+            print(f"u2pl: {error}", file=sys.stderr)
         sys.exit(2)
