@@ -98,6 +98,7 @@ def train(
 @app.command()
 def evaluate(runs: list[str], scale: Scale = "demo", device: Device = "auto") -> None:
     """Evaluate the weights of finished runs again, last and best, on the validation list."""
+    from u2pl.data.splits import check
     from u2pl.engine.evaluate import evaluate_run
     from u2pl.engine.run_lock import lock_path, locked_run
 
@@ -105,6 +106,7 @@ def evaluate(runs: list[str], scale: Scale = "demo", device: Device = "auto") ->
     for spec in [_find(suite, run) for run in runs]:
         prepared, lists, out, state = _folders(spec)
         restored(suite, spec.dataset_name, spec.recipe.threads)
+        check(lists, prepared)
         with locked_run(lock_path(state)):
             evaluate_run(spec, prepared=prepared, split=lists, run_dir=out, device=device)
 

@@ -161,3 +161,14 @@ def test_evaluate_refuses_weights_that_are_not_those_of_run_json(checkout: Path,
     assert path.with_name("evaluation.json").read_bytes() == evaluation
     cli.evaluate([RUN], scale="demo", device="cpu")
     assert path.with_name("evaluation.json").read_bytes() == evaluation
+
+
+def test_evaluate_refuses_a_validation_list_that_was_edited(checkout: Path, alone: bytes) -> None:
+    path = checkout / "data/demo/splits/pascal_classic/drawn/4/val.txt"
+    before = path.read_text()
+    try:
+        path.write_text("".join(before.splitlines(keepends=True)[1:]))
+        with pytest.raises(UserError, match=r"val\.txt: found a difference"):
+            cli.evaluate([RUN], scale="demo", device="cpu")
+    finally:
+        path.write_text(before)
