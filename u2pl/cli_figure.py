@@ -4,6 +4,7 @@ from pathlib import Path
 
 from u2pl.cli_data import restored
 from u2pl.data.lists import read_ids
+from u2pl.data.splits import check
 from u2pl.errors import UserError
 from u2pl.experiments import figure_cells
 from u2pl.experiments.params import nearest
@@ -38,6 +39,7 @@ def _draw_predicted(suite: Suite, name: str, stem: Path, device: str) -> None:
     restored(suite, spec.dataset_name, spec.recipe.threads)
     data, runs = Path("data") / suite.scale, Path("results") / suite.scale / "runs"
     prepared, lists = data / spec.dataset_name, data / "splits" / spec.split
+    check(lists, prepared)
     classes = spec.dataset.classes
     if params.kind == "predictions":
         chosen = predict.richest(prepared, read_ids(lists / "val.txt"), spec.dataset, params.images)
