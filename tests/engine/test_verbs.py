@@ -33,6 +33,7 @@ def checkout(tmp_path_factory: pytest.TempPathFactory, small_checkout: Callable[
     scale["recipes"]["pascal"] |= {"epochs": 40, "validate_every": 40, "save_every_minutes": 0}
     scale["recipes"]["pascal"]["network"]["weights"] = {"7x7": "weights/tiny.pth", "deep": None}
     path.write_text(yaml.safe_dump(scale))
+    (folder / "params/weights.yaml").write_text("tiny.pth: {file: tiny.pth, url: 'file:tiny.pth'}\n")
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(folder)
         cli_data.synthesize("pascal")
@@ -40,7 +41,6 @@ def checkout(tmp_path_factory: pytest.TempPathFactory, small_checkout: Callable[
             cli_data.fetch("pascal", archive)
         cli_data.prepare("pascal")
         cli_data.split("pascal_classic", 4)
-        (folder / "params/weights.yaml").write_text("tiny.pth: {file: tiny.pth, url: 'file:tiny.pth'}\n")
         network = load_suite("demo").runs[RUN].recipe.network
         torch.save(build_network(network, 3).encoder.state_dict(), "tiny.pth")
         cli_data.fetch("weights", "tiny.pth")

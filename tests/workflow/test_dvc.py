@@ -62,9 +62,10 @@ def trained(text):
 
 
 def content(folder, *parts):
-    """The bytes of all files below."""
+    """The bytes of all files below, but for the records of a verification, which are of one machine alone."""
     root = folder.joinpath(*parts)
-    return {str(path.relative_to(root)): path.read_bytes() for path in sorted(root.rglob("*")) if path.is_file()}
+    files = [path for path in sorted(root.rglob("*")) if path.is_file() and path.suffix != ".verified"]
+    return {str(path.relative_to(root)): path.read_bytes() for path in files}
 
 
 def nothing_to_do(folder, *arguments):
