@@ -211,7 +211,7 @@ def test_evaluations_and_records_of_runs(before: Files) -> None:
 
     folder = Path("results/demo/runs") / U2PL
     assert noticed([folder / "evaluation.json"], 40, before, step, results) > 20
-    assert noticed([folder / "run.json"], 20, before, step, results) >= 0
+    noticed([folder / "run.json"], 20, before, step, results)
     assert noticed([folder / "history.csv"], 10, before, step, results) == 10
 
 

@@ -52,7 +52,7 @@ def train(
 ) -> None:
     """Train one run; a stopped one goes on from its last state. A recipe with several GPUs starts a rank for each.
 
-    SIGTERM, SIGUSR1 and SIGHUP end the present step and exit with 75: the same command goes on from there.
+    SIGTERM, SIGUSR1 and SIGHUP end the present step and exit with 75; the same command resumes there.
     """
     from u2pl.data.fetch import fetched_sha256
     from u2pl.data.splits import check

@@ -12,7 +12,9 @@ from typing import Any
 
 import pytest
 
+from u2pl.data import convert
 from u2pl.data.prepare import prepare, restore
+from u2pl.data.progress import progress
 from u2pl.errors import UserError
 from u2pl.experiments.schema import Archive, Dataset
 from u2pl.files import read_json, write_json
@@ -131,8 +133,6 @@ def test_other_bytes_from_the_same_archives_are_an_error(
     """As another zlib would make them."""
     flip(one(copy, "masks"))
     before = state(copy)
-    from u2pl.data import convert
-
     original = convert.encode_mask
     monkeypatch.setattr(convert, "encode_mask", lambda labels: original(labels) + b"trailing")
     for _ in range(2):
@@ -211,8 +211,6 @@ def test_progress_in_a_log(
 
 
 def _each(title: str, total: int) -> Any:
-    from u2pl.data.progress import progress
-
     return progress(title, total, every=0)
 
 

@@ -87,7 +87,7 @@ def restore(dataset: Dataset, archives: Path, target: Path, workers: int) -> Non
 def _repair(
     dataset: Dataset, archives: Path, target: Path, workers: int, recorded: dict[str, Any], damaged: list[str]
 ) -> None:
-    """Convert the `damaged` files again, or all whose checksum is lost with that of checksums.sha256."""
+    """Convert the `damaged` files again; all but the provably sound ones if checksums.sha256 itself is damaged."""
     manifest, checksums = target / MANIFEST, target / CHECKSUMS
     whole = damaged == [CHECKSUMS]
     if whole and _content_hash(found := _digests(target, _names(target))) == recorded["content_sha256"]:
@@ -110,7 +110,7 @@ def _repair(
         _start(target, dataset, hashes)
         _write_checksums(target, known := _sound(target, _listed(target)))
     else:
-        known = _sound(target, _listed(target))
+        known = {name: digest for name, digest in _listed(target).items() if name not in damaged}
     made, _ = _make(dataset, paths, target, workers, known, checksums if whole else None)
     if _content_hash(made) != recorded["content_sha256"]:
         now = f"a folder as {manifest} says (`u2pl data prepare` accepts what this machine makes, as other data)"

@@ -29,8 +29,8 @@ class Run:
 def read_run(suite: Suite, results: Path, run: str) -> Run:
     """Read a run; runs of former settings are not in the suite, and can be read all the same.
 
-    A training removes run.json first and writes it last, so that a killed one leaves none. Whether weights.pt itself is
-    the evaluated one, `u2pl verify` finds out: to hash half a gigabyte a run would make every table wait.
+    A training removes both files before it writes, and writes run.json last, so a killed one leaves none. `u2pl verify`
+    checks whether weights.pt itself is the evaluated one: hashing half a gigabyte per run would delay every table.
 
     Raises UserError if the run has not been made or is unknown, a file is malformed, the evaluation is of other weights
     than those that run.json records, or its scores are not those of its confusion matrices.
