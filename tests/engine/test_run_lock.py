@@ -90,6 +90,20 @@ def test_after_a_kill_the_next_one_starts_at_once_though_a_child_lives(
     assert capsys.readouterr().out == "" and not path.exists()
 
 
+def test_the_lock_of_a_killed_process_that_is_still_closing_its_files_is_no_reason_to_wait(
+    path: Path, holding: Any, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The kernel frees it with the last thread, which may end after the one that gives the process its state."""
+    os.kill(holding[0].pid, signal.SIGSTOP)
+    forge(path)  # a process that has ended; the same inode, so the lock stays
+    released = threading.Timer(0.1, holding[0].kill)
+    released.start()
+    with locked_run(path):
+        assert json.loads(path.read_text())["pid"] == os.getpid()
+    released.join()
+    assert capsys.readouterr().out == ""
+
+
 @pytest.mark.parametrize("raised", [None, UserError("a", "b", "c"), SystemExit(75), KeyboardInterrupt()])
 def test_the_file_goes_with_its_holder_however_that_ends(path: Path, raised: BaseException | None) -> None:
     threads = threading.active_count()

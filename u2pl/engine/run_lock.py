@@ -114,7 +114,8 @@ def _acquire(path: Path, between: Callable[[], None]) -> RunLock:
             raise UserError(path, _described(holder), "no other process (if it has ended, remove the file)")
         if first is None or moved:
             first, since = seen, time.monotonic()
-            print(f"{path}: {_described(holder)}; waiting up to {PATIENCE_S:.0f} s for a sign of life", flush=True)
+            if not _ended_here(holder):  # else the kernel frees the lock in an instant, with the last thread
+                print(f"{path}: {_described(holder)}; waiting up to {PATIENCE_S:.0f} s for a sign of life", flush=True)
         between()
         time.sleep(POLL_S)
 
@@ -207,12 +208,15 @@ def _holder(handle: int) -> Holder | None:
 
 def _gone(holder: Holder | None) -> bool:
     """Whether the holder is certain to have ended."""
-    if holder is None:
-        return False
-    if holder["machine"] == _machine():
-        return _started(holder["pid"]) != holder["started"]
+    if holder is None or holder["machine"] == _machine():
+        return _ended_here(holder)
     job = os.environ.get("SLURM_JOB_ID", "")  # SLURM starts a job again once its processes have ended
     return job != "" and job == holder["job"] and _restarts() > holder["restarts"]
+
+
+def _ended_here(holder: Holder | None) -> bool:
+    """Whether the holder was a process of this machine and no longer runs."""
+    return holder is not None and holder["machine"] == _machine() and _started(holder["pid"]) != holder["started"]
 
 
 def _described(holder: Holder | None) -> str:
