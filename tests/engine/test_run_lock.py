@@ -90,10 +90,10 @@ def test_after_a_kill_the_next_one_starts_at_once_though_a_child_lives(
     assert capsys.readouterr().out == "" and not path.exists()
 
 
-def test_the_lock_of_a_killed_process_that_is_still_closing_its_files_is_no_reason_to_wait(
+def test_the_lock_of_a_killed_process_that_is_still_exiting_is_awaited_without_a_message(
     path: Path, holding: Any, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """The kernel frees it with the last thread, which may end after the one that gives the process its state."""
+    """The kernel frees it with the last thread, which may outlive the main thread, whose state /proc shows."""
     os.kill(holding[0].pid, signal.SIGSTOP)
     forge(path)  # a process that has ended; the same inode, so the lock stays
     released = threading.Timer(0.1, holding[0].kill)

@@ -114,7 +114,7 @@ def _acquire(path: Path, between: Callable[[], None]) -> RunLock:
             raise UserError(path, _described(holder), "no other process (if it has ended, remove the file)")
         if first is None or moved:
             first, since = seen, time.monotonic()
-            if not _ended_here(holder):  # else the kernel frees the lock in an instant, with the last thread
+            if not _ended_here(holder):  # else its last thread is exiting, and frees the lock at once
                 print(f"{path}: {_described(holder)}; waiting up to {PATIENCE_S:.0f} s for a sign of life", flush=True)
         between()
         time.sleep(POLL_S)
