@@ -15,11 +15,12 @@ import torchvision
 from torchvision.datasets.sbd import SBDataset
 from torchvision.datasets.voc import DATASET_YEAR_DICT
 
+from u2pl.addresses import public
 from u2pl.data.fetch import fetch, fetched_sha256, manifest_of
 from u2pl.data.transfer import Network
 from u2pl.errors import UserError
 from u2pl.experiments import load_suite
-from u2pl.experiments.schema import Archive, public
+from u2pl.experiments.schema import Archive
 from u2pl.files import read_json
 
 ROOT = Path(__file__).parents[2]

@@ -9,9 +9,9 @@ from pathlib import Path
 import pytest
 import yaml
 
+from u2pl.addresses import public
 from u2pl.errors import UserError
 from u2pl.experiments import load_suite, scale_names
-from u2pl.experiments.schema import public
 
 ROOT = Path(__file__).parents[2]
 

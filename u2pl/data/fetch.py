@@ -19,10 +19,11 @@ from urllib.parse import urlsplit
 
 import requests
 
+from u2pl.addresses import public
 from u2pl.data import cityscapes_site
 from u2pl.data.transfer import Network, Refused, copy, discard, download, part_of
 from u2pl.errors import UserError
-from u2pl.experiments.schema import Archive, public
+from u2pl.experiments.schema import Archive
 from u2pl.files import locked, read_json, sync, write_json
 
 _BLOCK = 1 << 20

@@ -19,9 +19,9 @@ from rich.filesize import decimal
 from rich.progress import DownloadColumn, TransferSpeedColumn
 from tenacity import RetryCallState, Retrying, retry_if_exception_type, stop_after_attempt, wait_exponential
 
+from u2pl.addresses import public
 from u2pl.data.progress import EVERY, progress
 from u2pl.errors import UserError
-from u2pl.experiments.schema import public
 from u2pl.files import read_json, write_json
 
 _BLOCK = 1 << 20

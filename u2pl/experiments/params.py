@@ -9,8 +9,9 @@ from typing import Any, TypeVar, get_args, get_origin
 import yaml
 from pydantic import BaseModel, ValidationError
 
+from u2pl.addresses import public
 from u2pl.errors import UserError
-from u2pl.experiments.schema import Mistake, public
+from u2pl.experiments.values import Mistake
 
 Model = TypeVar("Model", bound=BaseModel)
 LOADER = getattr(yaml, "CSafeLoader", yaml.SafeLoader)

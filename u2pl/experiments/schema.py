@@ -2,74 +2,32 @@
 
 import hashlib
 import json
-import re
-from typing import Annotated, Any, Literal, TypeVar
+from typing import Annotated, Any, Literal
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, field_serializer, model_validator
+from pydantic import AfterValidator, Field, field_serializer, model_validator
 
-Item = TypeVar("Item")
-
-
-class Mistake(ValueError):
-    """What does not fit together in a model: the dotted key below it, what was found there and what was expected."""
-
-    def __init__(self, key: str, found: object, expected: str) -> None:
-        super().__init__(f"{key}: {found}, expected {expected}")
-        self.key, self.found, self.expected = key, found, expected
-
-
-def _each_once(values: list[Item]) -> list[Item]:
-    if doubled := [value for value in values if values.count(value) > 1]:
-        raise ValueError(f"each once, not {doubled[0]!r} {values.count(doubled[0])} times")
-    return values
-
-
-def _printable(text: str) -> str:
-    """Titles reach terminals, LaTeX, HTML and file formats, which all take control characters for something else."""
-    if odd := [character for character in text if not character.isprintable() and character != "\u00a0"]:
-        raise ValueError(f"text without {odd[0]!r}")
-    if not text.strip():
-        raise ValueError("some text")
-    return text
-
-
-def _one_paragraph(text: str) -> str:
-    return re.sub(r"[ \t\n]+", " ", text).strip(" ")
-
-
-Fraction = Annotated[str, Field(pattern=r"^(full|1/[0-9]+)$")]
-Positive = Annotated[int, Field(gt=0)]
-Seed = Annotated[int, Field(ge=0, lt=2**32)]  # what NumPy takes
-Text = Annotated[str, AfterValidator(_printable)]
-Caption = Annotated[str, AfterValidator(_one_paragraph), AfterValidator(_printable)]
-Percent = Annotated[float, Field(ge=0, le=100)]
-Channel = Annotated[float, Field(ge=0, le=255)]
-Spread = Annotated[float, Field(gt=0)]
-Byte = Annotated[int, Field(ge=0, le=255)]
-AsTuple = Field(strict=False)  # YAML and JSON have lists
-Threads = Annotated[int, Field(le=1024)]  # more than any machine has: a few digits too many
-Seconds = Annotated[float, Field(gt=0)]
-Probability = Annotated[float, Field(ge=0, le=1)]
-Sha256 = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
-# Paths that never leave their folder, and that no shell and no wildcard takes for something else.
-_PART = r"[A-Za-z0-9_][A-Za-z0-9_.+-]*"
-FilePath = Annotated[str, Field(pattern=rf"^{_PART}(/{_PART})*$")]
-ListPath = Annotated[str, Field(pattern=rf"^{_PART}(/{_PART})*\.txt$")]
-
-
-def public(url: str) -> str:
-    """The address without what may be secret: user, password, query and fragment.
-
-    Behind a user's colon everything up to the last @ may be the password, a slash that should have been %2F as well.
-    """
-    bare = re.sub(r"^([\w+.-]+://)(?:[^/?#@]*:.*@|[^/?#]*@)", r"\1", url, flags=re.DOTALL)
-    return re.sub(r"[?#].*", "", bare, flags=re.DOTALL)
-
-
-class Strict(BaseModel):
-    """Unknown keys are errors, nothing is converted (neither `true` to 1 nor text to a number); immutable."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True, strict=True, allow_inf_nan=False)
+from u2pl.addresses import public
+from u2pl.experiments.values import (
+    AsTuple,
+    Byte,
+    Caption,
+    Channel,
+    FilePath,
+    Fraction,
+    ListPath,
+    Mistake,
+    Percent,
+    Positive,
+    Probability,
+    Seconds,
+    Seed,
+    Sha256,
+    Spread,
+    Strict,
+    Text,
+    Threads,
+    each_once,
+)
 
 
 class ClassLabel(Strict):
@@ -350,7 +308,7 @@ class Preset(Strict):
 
 class Method(Strict):
     title: Text
-    groups: Annotated[list[Group], Field(min_length=1), AfterValidator(_each_once)]  # of the settings it uses
+    groups: Annotated[list[Group], Field(min_length=1), AfterValidator(each_once)]  # of the settings it uses
     settings: dict[str, Any] = {}
 
 
@@ -438,12 +396,12 @@ class Scale(Strict):
 
     title: Text
     synthetic: bool
-    seeds: Annotated[list[Seed], Field(min_length=1), AfterValidator(_each_once)]
+    seeds: Annotated[list[Seed], Field(min_length=1), AfterValidator(each_once)]
     # those it runs; null: all
-    tables: Annotated[list[str], Field(min_length=1), AfterValidator(_each_once)] | None = None
+    tables: Annotated[list[str], Field(min_length=1), AfterValidator(each_once)] | None = None
     equivalence_margin: Annotated[float, Field(gt=0)] = 1.0  # mIoU; a smaller difference from the paper's is none
     # the runs that results/baselines/<scale>.csv holds; null: all
-    baseline: Annotated[list[str], Field(min_length=1), AfterValidator(_each_once)] | None = None
+    baseline: Annotated[list[str], Field(min_length=1), AfterValidator(each_once)] | None = None
     datasets: dict[str, dict[str, Any]] = {}
     protocols: dict[str, dict[str, Any]] = {}
     recipes: dict[str, dict[str, Any]] = {}

@@ -1,0 +1,140 @@
+"""The settings of the methods: one class each, out of what they share. Keys are flat, so that tables name them alike.
+
+The symbols are those of section 3 of the paper, and every factor in which the paper and the released code differ is one
+setting; docs/fidelity.md has a row for each. Defaults are the paper's, and where it is silent the released code's.
+`params/fidelity.yaml` holds what the presets change per data set.
+"""
+
+from typing import Annotated, ClassVar, Literal
+
+from pydantic import Field
+
+from u2pl.experiments.values import Positive, Probability, Strict
+
+Reading = Literal["paper", "released"]
+# What a batch can carry: labelled images with their masks, unlabelled images, and a second draw of the latter.
+Stream = Literal["labelled", "unlabelled", "unlabelled_2"]
+
+
+class Training(Strict):
+    """Data and optimisation: every method."""
+
+    trained: ClassVar[int] = 1  # networks that the optimisers move
+    averaged: ClassVar[int] = 0  # networks that follow others
+
+    split_source: Literal["drawn", "u2pl", "cps"] = "drawn"
+    backbone_stem: Literal["7x7", "deep"] = "7x7"
+    cityscapes_loss: Literal["cross_entropy", "ohem_auxiliary"] = "cross_entropy"
+    decoder_lr_multiplier: Annotated[float, Field(gt=0)] = 10.0
+    crop_pad_label_train: Literal["ignore", "zero"] = "zero"
+    crop_pad_label_evaluation: Literal["ignore", "zero"] = "zero"
+    checkpoint_selection: Literal["best", "last"] = "best"
+    # per_stream: `batch` labelled and as many unlabelled images; total: half of each
+    batch_size: Literal["per_stream", "total"] = "per_stream"
+
+    @property
+    def streams(self) -> frozenset[Stream]:
+        """What the method reads of a batch."""
+        return frozenset({"labelled", "unlabelled"})
+
+
+class Averaging(Training):
+    """A teacher that averages the student, and a weight on what it teaches."""
+
+    averaged: ClassVar[int] = 1
+
+    eta: Annotated[float, Field(ge=0)] = 1.0  # Eq. 8
+    warmup_epochs: Annotated[int, Field(ge=0)] = 0  # supervised loss only
+    ema_decay: Probability = 0.99
+    ema_warmup: bool = True  # decay_t = min(1 - 1 / (t + 1), ema_decay)
+    # batch-norm statistics: the teacher's own passes in training mode, or averaged like the parameters
+    teacher_buffers: Literal["own", "averaged"] = "own"
+    # in the first epoch after the warm-up the teacher has the student's parameters, or is averaged at once
+    teacher_first_epoch: Literal["shared", "averaged"] = "shared"
+
+
+class Mixing(Training):
+    """CutMix of the unlabelled images and what the teacher says of them."""
+
+    cutmix_probability: Probability = 0.5
+    # pseudo-labels of the unmixed images, mixed with them; or of the mixed images
+    pseudo_label: Literal["before_mix", "after_mix"] = "before_mix"
+
+
+class Contrast(Training):
+    """The pixel-level contrast of Eq. 4, with its memory bank, and the entropy threshold."""
+
+    alpha_0: Probability = 0.2  # Eq. 7
+    dpa: bool = True  # Eq. 7; off: alpha_t = alpha_0
+    contrastive_weight: Annotated[float, Field(ge=0)] = 1.0  # lambda_c, Eq. 1
+    # the released code divides the term's gradient by its number of GPUs; here the number is explicit
+    contrastive_world_size: Positive = 1
+    tau: Annotated[float, Field(gt=0)] = 0.5
+    anchors_per_class: Positive = 50  # M
+    negatives_per_anchor: Positive = 256  # N
+    delta_p: Probability = 0.3  # Eq. 9, 10
+    r_low: Annotated[int, Field(ge=0)] = 3  # Eq. 14, 15
+    r_high: Positive = 20
+    negatives: Literal["unreliable", "reliable", "all"] = "unreliable"  # Table 4
+    bank: bool = True  # Q_c; off: negatives of the current batch only
+    bank_size: Positive = 30000  # vectors per class
+    bank_size_background: Positive = 50000  # class 0
+    bank_in_checkpoint: bool = True  # off: a resumed run starts with empty banks
+    teacher_view: Reading = "paper"
+    anchor_class_indexing: Reading = "paper"
+    negative_label_mask: Reading = "paper"
+    unlabelled_anchor_entropy: Reading = "paper"
+    positive_filter: Reading = "paper"
+    contrastive_normaliser: Reading = "paper"
+
+
+class SupOnly(Training):
+    # an epoch: one pass over the labelled list, or as many steps as the semi-supervised methods take
+    suponly_epoch_unit: Literal["labelled", "iterations"] = "labelled"
+
+    @property
+    def streams(self) -> frozenset[Stream]:
+        return frozenset({"labelled"})
+
+
+class MeanTeacher(Averaging):
+    pass
+
+
+class CutMix(Averaging, Mixing):
+    pass
+
+
+class U2PL(Averaging, Mixing, Contrast):
+    pass
+
+
+class CPS(Training):
+    """Cross pseudo supervision (Chen et al., CVPR 2021): two networks label each other, none is averaged."""
+
+    trained: ClassVar[int] = 2
+
+    # lambda. Released: with CutMix 1 on VOC and 5 on Cityscapes, without 1.5 and 6
+    cps_weight: Annotated[float, Field(ge=0)] = 1.0
+    cps_mixing: Literal["cutmix", "none"] = "cutmix"
+    # three boxes that toggle, of 1/4 to 1/2 of the image in all; or the box of the suite's CutMix, of half of it
+    cps_masks: Literal["three_boxes", "half_box"] = "three_boxes"
+    # images are mixed with others of the batch, or with those of a second batch
+    cps_partner: Literal["batch", "second_batch"] = "batch"
+    cps_labelled: bool = False  # the labelled images take part in the cross term as well
+    cps_label_mode: Literal["train", "eval"] = "train"  # of the passes that make the labels
+    evaluated: Literal["first", "mean"] = "first"  # network, or the mean of both networks' probabilities
+
+    @property
+    def streams(self) -> frozenset[Stream]:
+        second: frozenset[Stream] = frozenset({"unlabelled_2"})
+        return super().streams | (second if self.cps_partner == "second_batch" else frozenset())
+
+
+SETTINGS: dict[str, type[Training]] = {
+    "suponly": SupOnly,
+    "mean_teacher": MeanTeacher,
+    "cutmix": CutMix,
+    "u2pl": U2PL,
+    "cps": CPS,
+}
