@@ -5,7 +5,7 @@ import math
 import torch
 from torch import Tensor
 
-from u2pl.components.collectives import gather, rank, world_size
+from u2pl.components.collectives import gather, rank, share, world_size
 
 # Images that mix with each other: the share of a GPU in the released code, here whatever the number of GPUs.
 GROUP = 4
@@ -30,6 +30,40 @@ def cutmix_boxes(
     rows = (y >= top[:, None]) & (y < (top + box_height)[:, None])
     columns = (x >= left[:, None]) & (x < (left + box_width)[:, None])
     return rows[:, :, None] & columns[:, None, :] & mix
+
+
+def boxes_for(images: Tensor, probability: float, generator: torch.Generator) -> Tensor:
+    """`cutmix_boxes` for one rank's images (B, 3, H, W), drawn for the global batch: bool (B, H, W)."""
+    size = (len(images) * world_size(), images.shape[2], images.shape[3])
+    return share(cutmix_boxes(*size, probability=probability, generator=generator, device=images.device))
+
+
+def three_boxes_for(images: Tensor, generator: torch.Generator) -> Tensor:
+    """`toggling_boxes`, three per image, for one rank's images (B, 3, H, W), drawn for the global batch."""
+    size = (len(images) * world_size(), images.shape[2], images.shape[3])
+    return share(toggling_boxes(*size, count=3, generator=generator, device=images.device))
+
+
+def toggling_boxes(
+    batch: int, height: int, width: int, *, count: int, generator: torch.Generator, device: torch.device | str
+) -> Tensor:
+    """Masks of CPS with CutMix: bool (B, H, W), True where another image's pixels go.
+
+    Each of an image's `count` boxes draws a share q, uniform in [1/4, 1/2], and covers q / count of the image: its
+    height is sqrt(1 / count) of a share of H that is log-uniform in [q, 1], its width follows, both rounded to pixels;
+    its place is uniform. A box toggles what it covers, so that two boxes leave their common part as it was.
+    """
+    draws = torch.rand(4, batch, count, generator=generator, device=device)
+    share_of_image = 0.25 + 0.25 * draws[0]
+    tall = torch.exp(draws[1] * share_of_image.log())
+    side = math.sqrt(1 / count)
+    box_height, box_width = (tall * side * height).round(), (share_of_image / tall * side * width).round()
+    top, left = (draws[2] * (height - box_height)).round(), (draws[3] * (width - box_width)).round()
+    y, x = torch.arange(height, device=device), torch.arange(width, device=device)
+    rows = (y >= top[..., None]) & (y < (top + box_height)[..., None])
+    columns = (x >= left[..., None]) & (x < (left + box_width)[..., None])
+    covered = rows[..., :, None] & columns[..., None, :]
+    return covered.sum(dim=1) % 2 == 1
 
 
 def partners(batch: int) -> list[int]:

@@ -2,35 +2,38 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
-from torch import nn
-
+from u2pl.components.progress import Progress
 from u2pl.errors import UserError
+from u2pl.methods.cps import CPS
 from u2pl.methods.cutmix import CutMix
 from u2pl.methods.mean_teacher import MeanTeacher
-from u2pl.methods.progress import Progress
+from u2pl.methods.method import Losses, Method, Setup
 from u2pl.methods.suponly import SupOnly
 from u2pl.methods.u2pl import U2PL
 
 if TYPE_CHECKING:
-    from u2pl.experiments.schema import MethodSettings
+    from u2pl.experiments.settings import Training
 
-__all__ = ["METHODS", "Progress", "SupOnly", "build_method"]
+__all__ = ["METHODS", "Losses", "Method", "Progress", "Setup", "build_method", "method_class"]
 
-METHODS: dict[str, type[SupOnly]] = {
+METHODS: dict[str, type[Any]] = {
     "suponly": SupOnly,
     "mean_teacher": MeanTeacher,
     "cutmix": CutMix,
     "u2pl": U2PL,
+    "cps": CPS,
 }
 
 
-def build_method(name: str, settings: MethodSettings, student: nn.Module, n_classes: int, ignore_label: int) -> SupOnly:
-    """The method `name` training `student`; its teacher, where it has one, starts as a copy of it.
-
-    Raises UserError for an unknown name.
-    """
+def method_class(name: str) -> type[Method]:
+    """The class of a method. Raises UserError for an unknown name."""
     if name not in METHODS:
         raise UserError("method", name, f"one of {', '.join(METHODS)}")
-    return METHODS[name](settings, student, n_classes, ignore_label)
+    return METHODS[name]
+
+
+def build_method(name: str, settings: Training, setup: Setup) -> Method:
+    """The method `name` on new networks. Raises UserError for an unknown name."""
+    return method_class(name)(settings, setup)

@@ -1,32 +1,60 @@
-"""CutMix: Mean Teacher in which the student's unlabelled images are mixed."""
+"""CutMix: the student learns the teacher's labels on mixed unlabelled images."""
 
-from __future__ import annotations
+import torch
+from torch import nn
 
-from torch import Tensor
+from u2pl.components.mixing import boxes_for, cutmix
+from u2pl.components.outputs import halves, summed
+from u2pl.components.progress import Progress
+from u2pl.components.pseudo_labels import unsupervised_loss
+from u2pl.components.resize import upsample
+from u2pl.components.supervised import labelled_loss
+from u2pl.components.teacher import Teacher
+from u2pl.experiments import settings as s
+from u2pl.methods.method import Batch, Losses, Method, Setup
 
-from u2pl.components.collectives import share, world_size
-from u2pl.components.mixing import cutmix, cutmix_boxes
-from u2pl.methods.mean_teacher import MeanTeacher
-from u2pl.methods.progress import Progress
 
+class CutMix(Method):
+    """L_s + eta * cross-entropy against the teacher's labels: made on the unmixed images, mixed by the same boxes.
 
-class CutMix(MeanTeacher):
-    """Pseudo-labels are made on the unmixed images, then images and labels are mixed by the same boxes.
-
-    With `pseudo_label: after_mix` the teacher labels the mixed images instead.
+    With `pseudo_label: after_mix` the teacher labels the mixed images instead. During the warm-up only L_s is in force.
     """
 
-    def unlabelled(self, images: Tensor, progress: Progress) -> tuple[Tensor, Tensor]:
-        """The mixed images and their pseudo-labels (B, H, W)."""
-        boxes = self.boxes(images, progress)
-        mixed = cutmix(images, boxes)
-        if self.settings.pseudo_label == "after_mix":
-            return mixed, self.teacher_labels(mixed)
-        return mixed, cutmix(self.teacher_labels(images), boxes)
+    settings: s.CutMix
 
-    def boxes(self, images: Tensor, progress: Progress) -> Tensor:
-        """Where this step's images (B, 3, H, W) take their partner's pixels: bool (B, H, W)."""
-        size = (len(images) * world_size(), images.shape[2], images.shape[3])
-        probability = self.settings.cutmix_probability
-        boxes = cutmix_boxes(*size, probability=probability, generator=progress.generator, device=images.device)
-        return share(boxes)
+    def __init__(self, settings: s.CutMix, setup: Setup) -> None:
+        super().__init__(settings, setup)
+        self.student = setup.network()
+        self.teacher = Teacher(self.student, settings)
+
+    @property
+    def evaluated(self) -> nn.Module:
+        return self.teacher.network
+
+    def forward(self, batch: Batch, progress: Progress) -> Losses:
+        settings, images_l, masks = self.settings, batch["image_l"], batch["mask_l"]
+        n, size = len(images_l), (masks.shape[1], masks.shape[2])
+
+        if progress.epoch < settings.warmup_epochs:
+            self.teacher.observe(images_l)
+            labelled, _ = halves(self.student(images_l), n)
+            return summed(supervised=labelled_loss(labelled, masks, self.ignore, settings.cityscapes_loss))
+
+        images_u = batch["image_u"]
+        boxes = boxes_for(images_u, settings.cutmix_probability, progress.generator)
+        mixed = cutmix(images_u, boxes)
+        if settings.pseudo_label == "before_mix":
+            labels = cutmix(self.teacher.labels(images_u), boxes)
+        else:
+            labels = self.teacher.labels(mixed)
+        images = torch.cat([images_l, mixed])
+        self.teacher.observe(images)
+
+        labelled, unlabelled = halves(self.student(images), n)
+        return summed(
+            supervised=labelled_loss(labelled, masks, self.ignore, settings.cityscapes_loss),
+            unsupervised=unsupervised_loss(upsample(unlabelled["logits"], size), labels, settings.eta, self.ignore),
+        )
+
+    def after_step(self, progress: Progress) -> None:
+        self.teacher.follow(self.student, progress)

@@ -13,15 +13,8 @@ class Progress:
     epochs: int
     step: int  # over the whole run
     steps: int
-    warmup_epochs: int
     generator: torch.Generator  # on the device of the batch; all sampling of the method draws from it
 
-    @property
-    def warming_up(self) -> bool:
-        """Only the supervised loss is in force."""
-        return self.epoch < self.warmup_epochs
-
-    @property
-    def steps_since_warmup(self) -> int:
-        """Steps of semi-supervised training already done; 0 during the warm-up."""
-        return max(0, self.step - self.warmup_epochs * (self.steps // self.epochs))
+    def steps_since(self, epochs: int) -> int:
+        """Steps already done after the first `epochs` epochs; 0 during these."""
+        return max(0, self.step - epochs * (self.steps // self.epochs))
