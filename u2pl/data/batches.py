@@ -15,11 +15,12 @@ from torchvision import tv_tensors
 from u2pl.data.augment import weak_augmentation
 from u2pl.data.images import check_labels, check_size, decode_image, decode_mask, read_bytes
 from u2pl.errors import UserError
-from u2pl.experiments.schema import Dataset, MethodSettings, Recipe
+from u2pl.experiments.schema import Dataset, Recipe
+from u2pl.experiments.settings import SupOnly, Training
 from u2pl.files import read_fields
 
 Sample = tuple[tv_tensors.Image, tv_tensors.Mask]
-_LABELLED, _UNLABELLED = 0, 1  # streams: part of every sample's seed
+_LABELLED, _UNLABELLED, _UNLABELLED_2 = 0, 1, 2  # part of every sample's seed
 
 
 class SegmentationFolder(TorchDataset[Sample]):
@@ -68,11 +69,12 @@ class SegmentationFolder(TorchDataset[Sample]):
 class TrainBatches:
     """The batches of a run.
 
-    An epoch is one pass over the unlabelled list, with the labelled list repeated to its length; over the labelled list
-    if nothing is unlabelled, or if `supervised_only` and the settings count SupOnly's epochs so. An incomplete last
-    batch is dropped; a list shorter than one batch is repeated to give one. Orders and augmentations come from (recipe
-    seed, epoch, stream, position) alone: batches do not depend on the number of workers, and an epoch can be entered
-    without those before it. Of `ranks` processes, the one called `rank` loads its stretch of each batch only; `images`
+    `settings.streams` says what a batch carries. An epoch is one pass over the unlabelled list, with the labelled list
+    repeated to its length; over the labelled list if nothing is unlabelled, or if the settings count SupOnly's epochs
+    so. An incomplete last batch is dropped; a list shorter than one batch is repeated to give one. Orders and
+    augmentations come from (recipe seed, epoch, stream, position) alone: batches do not depend on the number of
+    workers, and an epoch can be entered without those before it. Of `ranks` processes, the one called `rank` loads its
+    stretch of each batch only; `images`
     is its length. Raises UserError if a batch has no equal stretches.
     """
 
@@ -83,10 +85,9 @@ class TrainBatches:
         unlabelled_ids: Sequence[str],
         dataset: Dataset,
         recipe: Recipe,
-        settings: MethodSettings,
+        settings: Training,
         seed: int,
         *,
-        supervised_only: bool,
         rank: int = 0,
         ranks: int = 1,
     ) -> None:
@@ -101,16 +102,17 @@ class TrainBatches:
             )
 
         # With every image labelled there is still something to be consistent on: the labelled images themselves.
-        unlabelled = None if supervised_only else folder(unlabelled_ids or labelled_ids)
-        whole = not supervised_only or settings.suponly_epoch_unit == "iterations"
-        length = len(unlabelled_ids) if whole and unlabelled_ids else len(labelled_ids)
+        unlabelled = folder(unlabelled_ids or labelled_ids) if "unlabelled" in settings.streams else None
+        by_labelled = isinstance(settings, SupOnly) and settings.suponly_epoch_unit == "labelled"
+        length = len(unlabelled_ids) if unlabelled_ids and not by_labelled else len(labelled_ids)
         # Half of an odd batch is rounded down, but never to nothing.
         batch = recipe.batch if settings.batch_size == "per_stream" else max(1, recipe.batch // 2)
         if batch % ranks:
             raise UserError("recipe: batch", f"{batch} images a step for {ranks} ranks", f"a multiple of {ranks}")
         self.images = batch // ranks
         stretch = range(rank * self.images, (rank + 1) * self.images)
-        self._steps = _Steps(folder(labelled_ids), unlabelled, max(1, length // batch), batch, stretch, seed)
+        second = "unlabelled_2" in settings.streams
+        self._steps = _Steps(folder(labelled_ids), unlabelled, second, max(1, length // batch), batch, stretch, seed)
         self._order = _Order()
         self._loader = DataLoader(
             self._steps,
@@ -129,7 +131,8 @@ class TrainBatches:
 
     def epoch(self, epoch: int, start: int = 0) -> Iterator[dict[str, Tensor]]:
         """Yield the steps of an epoch, from step `start` on: image_l (B, 3, h, w) uint8, mask_l (B, h, w) int64 and,
-        unless supervised_only, image_u (B, 3, h, w) uint8. Raises UserError as `SegmentationFolder` does.
+        where the streams ask for them, image_u and image_u2 (B, 3, h, w) uint8. image_u2 is of the unlabelled list too,
+        in an order and with augmentations of its own. Raises UserError as `SegmentationFolder` does.
         """
         self._order.keys = [(epoch, step) for step in range(start, len(self))]
         for batch in self._loader:
@@ -164,12 +167,13 @@ class _Steps(TorchDataset[dict[str, Any]]):
         self,
         labelled: SegmentationFolder,
         unlabelled: SegmentationFolder | None,
+        second: bool,
         steps: int,
         batch: int,
         stretch: range,
         seed: int,
     ) -> None:
-        self.labelled, self.unlabelled, self.seed = labelled, unlabelled, seed
+        self.labelled, self.unlabelled, self.second, self.seed = labelled, unlabelled, second, seed
         self.steps, self.batch, self.stretch = steps, batch, stretch
 
     def __len__(self) -> int:
@@ -184,7 +188,9 @@ class _Steps(TorchDataset[dict[str, Any]]):
                 "mask_l": torch.stack([mask for _, mask in pairs]).long(),
             }
             if self.unlabelled:
-                out["image_u"] = torch.stack([self._unlabelled(epoch, p) for p in self._positions(step)])
+                out["image_u"] = self._unlabelled(epoch, step, _UNLABELLED)
+            if self.second:
+                out["image_u2"] = self._unlabelled(epoch, step, _UNLABELLED_2)
         except UserError as error:
             # A worker process cannot raise it: torch rebuilds exceptions from one string.
             return {"error": (error.where, error.found, error.expected)}
@@ -198,11 +204,14 @@ class _Steps(TorchDataset[dict[str, Any]]):
         with seeded(self.seed, epoch, _LABELLED, position):
             return self.labelled[index]
 
-    def _unlabelled(self, epoch: int, position: int) -> Tensor:
+    def _unlabelled(self, epoch: int, step: int, stream: int) -> Tensor:
         assert self.unlabelled is not None
-        index = self._index(self.unlabelled, epoch, _UNLABELLED, position)
-        with seeded(self.seed, epoch, _UNLABELLED, position):
-            return self.unlabelled.image(index)
+        images = []
+        for position in self._positions(step):
+            index = self._index(self.unlabelled, epoch, stream, position)
+            with seeded(self.seed, epoch, stream, position):
+                images.append(self.unlabelled.image(index))
+        return torch.stack(images)
 
     def _index(self, folder: SegmentationFolder, epoch: int, stream: int, position: int) -> int:
         """The epoch's order is one shuffled pass after the other: every image comes before any comes again."""

@@ -19,13 +19,11 @@ if TYPE_CHECKING:
     from u2pl.experiments.schema import RunSpec
 
 NUMERICS = ("components", "data", "engine", "methods", "models")  # the parts of the package that make the numbers
-Weights = dict[str, dict[str, Tensor] | None]
+Weights = dict[str, Tensor]
 
 
-def cpu_copy(module: nn.Module | None) -> dict[str, Tensor] | None:
-    """A copy of the state dict that further training does not change; None stays None."""
-    if module is None:
-        return None
+def cpu_copy(module: nn.Module) -> Weights:
+    """A copy of the state dict that further training does not change."""
     return {key: value.detach().to("cpu", copy=True) for key, value in module.state_dict().items()}
 
 
@@ -65,14 +63,13 @@ def load_run(spec: "RunSpec", run_dir: Path) -> tuple[dict[str, Any], str]:
 
 
 def load_network_weights(network: nn.Module, weights: dict[str, Any], selection: str, path: Path) -> None:
-    """Put the evaluated weights of weights.pt into `network`: the teacher's, or the student's where there is none.
+    """Put weights of weights.pt into `network`, which is of the evaluated kind.
 
     selection: "last" or "best". Raises UserError naming `path` and the first tensor that does not fit or is not finite.
     """
-    entry = weights.get(selection)
-    if not isinstance(entry, dict) or "student" not in entry:
+    if selection not in weights:
         raise UserError(path, f"no {selection!r} weights", "a file written by `u2pl train`")
-    state = entry["student"] if entry.get("teacher") is None else entry["teacher"]
+    state = weights[selection]
     if not isinstance(state, dict):
         raise UserError(path, f"{type(state).__name__} as {selection!r} weights", "a state dict")
     own = network.state_dict()

@@ -132,10 +132,10 @@ def span_ranks(method: nn.Module, images: int, device: torch.device) -> None:
 
 
 def data_parallel(method: nn.Module) -> nn.Module:
-    """The method, with its student's gradients averaged over the ranks in `backward`; as it is with one process.
+    """The method, with its gradients averaged over the ranks in `backward`; as it is with one process.
 
-    The whole method is wrapped, yet DDP takes up the student's parameters only, since the teacher's need no gradient.
-    Around the student alone it would wait for gradients of an output that this step's loss leaves out.
+    The whole method is wrapped, yet DDP takes up only parameters that need a gradient. Around a single network it would
+    wait for gradients of an output that this step's loss leaves out.
     """
     if world_size() == 1:
         return method

@@ -20,6 +20,7 @@ from u2pl.engine.checkpoints import load_network_weights, load_run
 from u2pl.engine.seeding import choose_device, deterministic
 from u2pl.errors import UserError
 from u2pl.files import write_json
+from u2pl.methods import method_class
 from u2pl.models import DeepLab, build_network
 from u2pl.models.deeplab import upsample
 
@@ -187,10 +188,15 @@ def validation_ids(split: Path) -> list[str]:
 
 
 def network_of(spec: "RunSpec") -> DeepLab:
-    """The network of a run, randomly initialised."""
+    """A network of a run, randomly initialised."""
     settings, n_classes = spec.settings, len(spec.dataset.classes)
     auxiliary = settings.cityscapes_loss == "ohem_auxiliary"
     return build_network(spec.recipe.network, n_classes, stem=settings.backbone_stem, auxiliary=auxiliary)
+
+
+def evaluated_network(spec: "RunSpec") -> nn.Module:
+    """A network that the weights in a run's weights.pt fit."""
+    return method_class(spec.method).new_evaluated(spec.settings, lambda: network_of(spec))
 
 
 def pad_label(spec: "RunSpec") -> int:
@@ -218,7 +224,7 @@ def evaluate_run(
     weights, weights_sha256 = load_run(spec, run_dir)
     results: dict[str, Any] = {"weights_sha256": weights_sha256}
     with deterministic(max(1, recipe.threads // world_size()), tf32=recipe.tf32):
-        network = network_of(spec).to(target)
+        network = evaluated_network(spec).to(target)
         for selection in ("last", "best"):
             load_network_weights(network, weights, selection, run_dir / "weights.pt")
             pad = pad_label(spec)

@@ -4,9 +4,18 @@ import hashlib
 import json
 from typing import Annotated, Any, Literal
 
-from pydantic import AfterValidator, Field, field_serializer, model_validator
+from pydantic import (
+    AfterValidator,
+    Field,
+    SerializeAsAny,
+    ValidationInfo,
+    field_serializer,
+    field_validator,
+    model_validator,
+)
 
 from u2pl.addresses import public
+from u2pl.experiments.settings import SETTINGS, Training
 from u2pl.experiments.values import (
     AsTuple,
     Byte,
@@ -426,7 +435,16 @@ class RunSpec(Strict):
     dataset_name: str
     dataset: Dataset
     recipe: Recipe
-    settings: MethodSettings
+    settings: SerializeAsAny[Training]  # of the method's own class
+
+    @field_validator("settings", mode="before")
+    @classmethod
+    def of_the_method(cls, value: Any, info: ValidationInfo) -> Any:
+        """A mapping, as files hold it, becomes the settings class of `method`."""
+        kind = SETTINGS.get(info.data.get("method", ""), Training)
+        if isinstance(value, MethodSettings):  # until the grid makes them itself
+            value = {name: each for name, each in value.model_dump().items() if name in kind.model_fields}
+        return kind.model_validate(value) if isinstance(value, dict) else value
 
     @property
     def weights(self) -> str | None:

@@ -61,7 +61,8 @@ class DeepLab(nn.Module):
     """Encoder, ASPP, decoder and heads.
 
     forward maps normalised images (B, 3, H, W) to {"logits": (B, n_classes, h, w), "representation":
-    (B, representation, h, w)} at layer1's size, 1/4 of the image's; with `auxiliary` also {"auxiliary":
+    (B, representation, h, w), "features": (B, 2 * channels, h, w), what both heads see} at layer1's size, 1/4 of the
+    image's; with `auxiliary` also {"auxiliary":
     (B, n_classes, H/8, W/8)} from layer3 (1/16 at output stride 16). Training mode needs two images or more, see ASPP.
     """
 
@@ -98,7 +99,7 @@ class DeepLab(nn.Module):
         height, width = detail.shape[-2:]
         context = upsample(self.context(self.aspp(stages["layer4"])), (height, width))
         features = torch.cat([detail, context], dim=1)
-        outputs = {"logits": self.segment(features), "representation": self.represent(features)}
+        outputs = {"logits": self.segment(features), "representation": self.represent(features), "features": features}
         if self.auxiliary is not None:
             outputs["auxiliary"] = self.auxiliary(stages["layer3"])
         return outputs
