@@ -11,7 +11,8 @@ from PIL import Image
 from u2pl.data.batches import SegmentationFolder, TrainBatches
 from u2pl.data.lists import read_ids
 from u2pl.errors import UserError
-from u2pl.experiments.schema import Dataset, Estimate, MethodSettings, Network, Recipe
+from u2pl.experiments.schema import Dataset, Estimate, Network, Recipe
+from u2pl.experiments.settings import SETTINGS
 
 torch.set_num_threads(1)
 Make = Callable[..., Dataset]
@@ -31,11 +32,11 @@ def batches(
     settings: dict[str, Any] | None = None,
     **changes: Any,
 ) -> TrainBatches:
-    supervised_only, seed = changes.pop("supervised_only", False), changes.pop("seed", 0)
+    method, seed = changes.pop("method", "mean_teacher"), changes.pop("seed", 0)
     ids = read_ids(prepared / "lists" / "train_aug.txt")
     return TrainBatches(
         prepared, ids[:labelled], ids[labelled : labelled + unlabelled], dataset, recipe(**changes),
-        MethodSettings(**(settings or {})), seed, supervised_only=supervised_only,
+        SETTINGS[method](**(settings or {})), seed,
     )  # fmt: skip
 
 
@@ -55,8 +56,8 @@ def test_shapes_and_lengths(pascal: Path, make_dataset: Make) -> None:
         assert step["mask_l"].shape == (2, 33, 33) and step["mask_l"].dtype == torch.int64
         assert step["image_l"].dtype == step["image_u"].dtype == torch.uint8
         assert all(type(value) is torch.Tensor for value in step.values())
-    assert len(batches(pascal, dataset, 6, 4, supervised_only=True)) == 3
-    assert "image_u" not in next(batches(pascal, dataset, 6, 4, supervised_only=True).epoch(0))
+    assert len(batches(pascal, dataset, 6, 4, method="suponly")) == 3
+    assert "image_u" not in next(batches(pascal, dataset, 6, 4, method="suponly").epoch(0))
     assert len(batches(pascal, dataset, 6, 0)) == 3, "nothing unlabelled: a pass over the labelled list"
     assert next(batches(pascal, dataset, 6, 0).epoch(0))["image_u"].shape == (2, 3, 33, 33)
     short = batches(pascal, dataset, 1, 2, batch=4)
@@ -68,10 +69,10 @@ def test_shapes_and_lengths(pascal: Path, make_dataset: Make) -> None:
 def test_suponly_counts_epochs_over_either_list(pascal: Path, make_dataset: Make) -> None:
     """Iterations: as many steps as the semi-supervised methods take, each with labelled images alone."""
     dataset = make_dataset("pascal")
-    whole = batches(pascal, dataset, 3, 7, settings={"suponly_epoch_unit": "iterations"}, supervised_only=True)
+    whole = batches(pascal, dataset, 3, 7, settings={"suponly_epoch_unit": "iterations"}, method="suponly")
     assert len(whole) == len(batches(pascal, dataset, 3, 7)) == 3
     assert all(set(step) == {"image_l", "mask_l"} for step in whole.epoch(0))
-    assert len(batches(pascal, dataset, 3, 7, supervised_only=True)) == 1
+    assert len(batches(pascal, dataset, 3, 7, method="suponly")) == 1
 
 
 def test_the_batch_is_of_each_stream_or_of_both(pascal: Path, make_dataset: Make) -> None:
@@ -80,6 +81,20 @@ def test_the_batch_is_of_each_stream_or_of_both(pascal: Path, make_dataset: Make
         made = batches(pascal, dataset, 2, 8, settings={"batch_size": value}, batch=4)
         assert len(made) == steps
         assert all(len(step["image_l"]) == len(step["image_u"]) == images for step in made.epoch(0))
+
+
+def test_a_second_unlabelled_stream_is_another_pass_and_leaves_the_others_alone(
+    pascal: Path, make_dataset: Make
+) -> None:
+    dataset = make_dataset("pascal")
+    made = batches(pascal, dataset, 3, 6, settings={"cps_partner": "second_batch"}, method="cps")
+    one, two = list(batches(pascal, dataset, 3, 6).epoch(0)), list(made.epoch(0))
+    assert all(step.keys() == {"image_l", "mask_l", "image_u", "image_u2"} for step in two)
+    assert equal(one, [{name: value for name, value in step.items() if name != "image_u2"} for step in two])
+    assert all(step["image_u2"].shape == step["image_u"].shape for step in two)
+    assert not any(torch.equal(step["image_u2"], step["image_u"]) for step in two)
+    order = [made._steps._index(made._steps.unlabelled, 0, 2, p) for p in range(6)]  # type: ignore[arg-type]
+    assert sorted(order) == list(range(6)), "every image comes once here too"
 
 
 def test_padded_pixels_train_as_class_0_or_not_at_all(pascal: Path, make_dataset: Make) -> None:

@@ -13,7 +13,8 @@ import torch
 from torch import Tensor, nn
 from torch.distributed.elastic.multiprocessing import SignalException
 
-from u2pl.components import contrast
+from tests.small import Network, averages, settings_for
+from u2pl.components import contrast, supervised
 from u2pl.components.collectives import fetch, gather, largest, locate, rank, share, total, world_size
 from u2pl.components.mixing import cutmix
 from u2pl.components.ohem import ohem_loss
@@ -23,8 +24,8 @@ from u2pl.engine.distributed import SharedDropout2d, SyncBatchNorm2d, data_paral
 from u2pl.engine.evaluate import evaluate
 from u2pl.engine.launch import run_rank
 from u2pl.errors import UserError
-from u2pl.experiments.schema import MethodSettings, RunSpec
-from u2pl.methods import Progress, build_method, suponly
+from u2pl.experiments.schema import RunSpec
+from u2pl.methods import Progress, Setup, build_method
 from u2pl.models import build_network
 
 Fork = Callable[[int, Callable[[], None]], list[int | None]]
@@ -48,6 +49,10 @@ CASES: dict[str, tuple[str, dict[str, Any]]] = {
     "u2pl": ("u2pl", {"cutmix_probability": 1}),
     "u2pl_ohem": ("u2pl", {"cutmix_probability": 1, "cityscapes_loss": "ohem_auxiliary", "bank": False}),
     "released": ("u2pl", RELEASED | {"cutmix_probability": 1}),
+    "cps": ("cps", {}),
+    "cps_second": ("cps", {"cps_partner": "second_batch", "cps_labelled": True}),
+    "cps_half_box": ("cps", {"cps_masks": "half_box", "cps_label_mode": "eval"}),
+    "cps_none": ("cps", {"cps_mixing": "none", "cps_labelled": True, "cps_weight": 1.5}),
     "released_mask": ("u2pl", RELEASED | {"cutmix_probability": 1, "negative_label_mask": "released"}),
 }
 
@@ -70,20 +75,6 @@ def on_ranks(fork: Fork, tmp_path_factory: pytest.TempPathFactory) -> OnRanks:
     return start
 
 
-class Network(nn.Module):
-    def __init__(self, auxiliary: bool) -> None:
-        super().__init__()
-        self.encoder = nn.Sequential(nn.Conv2d(3, 8, 3, 4, 1), nn.BatchNorm2d(8), nn.ReLU(), nn.Dropout2d(0.2))
-        self.head = nn.Conv2d(8, C, 1)
-        self.representation = nn.Sequential(nn.Conv2d(8, 6, 1), nn.BatchNorm2d(6), nn.Dropout2d(0.1))
-        self.auxiliary = nn.Conv2d(8, C, 1) if auxiliary else None
-
-    def forward(self, images: Tensor) -> dict[str, Tensor]:
-        features = self.encoder(images)
-        output = {"logits": 4 * self.head(features), "representation": self.representation(features)}
-        return output | ({"auxiliary": self.auxiliary(features)} if self.auxiliary else {})
-
-
 def batch() -> dict[str, Tensor]:
     """Images that differ between ranks: some without any label, a class in the last one only."""
     generator = torch.Generator().manual_seed(0)
@@ -91,33 +82,36 @@ def batch() -> dict[str, Tensor]:
     masks[0] = masks[1, :, 3:] = IGNORE
     masks[-1, :9] = C - 1
     brightness = torch.arange(1.0, BATCH + 1)[:, None, None, None] / BATCH
-    images = torch.randn(2, BATCH, 3, SIDE, SIDE, generator=generator, dtype=torch.float64) * brightness
-    return {"image_l": images[0], "image_u": images[1] + 0.5, "mask_l": masks}
+    images = torch.randn(3, BATCH, 3, SIDE, SIDE, generator=generator, dtype=torch.float64) * brightness
+    return {"image_l": images[0], "image_u": images[1] + 0.5, "image_u2": images[2] - 0.5, "mask_l": masks}
 
 
 def two_steps(name: str) -> dict[str, Any]:
     """Losses and gradients of two steps, and what is left of them in statistics, bank and generators."""
     kind, changes = CASES[name]
     small = {"r_low": 1, "r_high": 4, "bank_size": 40, "bank_size_background": 60, "alpha_0": 0.4}
-    settings = MethodSettings(**({"anchors_per_class": 20, "negatives_per_anchor": 7} | small | changes))
+    settings = settings_for(kind, **({"anchors_per_class": 20, "negatives_per_anchor": 7} | small | changes))
     torch.manual_seed(0)
-    method = build_method(kind, settings, Network(settings.cityscapes_loss != "cross_entropy"), C, IGNORE).double()
-    if method.teacher is not None:
-        for parameter in method.teacher.parameters():
-            parameter.data += 0.1 * torch.randn_like(parameter)
+    auxiliary = settings.cityscapes_loss != "cross_entropy"
+    setup = Setup(lambda: Network(auxiliary, dropout=True), C, IGNORE)
+    method = build_method(kind, settings, setup).double()
+    for parameter in averages(method):
+        parameter.data += 0.1 * torch.randn_like(parameter)
     span_ranks(method, BATCH // world_size(), CPU)
     forward = data_parallel(method)
-    optimiser = torch.optim.SGD(method.student.parameters(), lr=0.1, momentum=0.9, weight_decay=0.01)
-    own = {key: share(value) for key, value in batch().items()}
+    trained = {key: p for key, p in method.named_parameters() if p.requires_grad}
+    optimiser = torch.optim.SGD(trained.values(), lr=0.1, momentum=0.9, weight_decay=0.01)
+    wanted = {"image_u2"} - ({"image_u2"} if "unlabelled_2" in settings.streams else set())
+    own = {key: share(value) for key, value in batch().items() if key not in wanted}
     generator = torch.Generator().manual_seed(0)
     found: dict[str, Any] = {}
     for step in (0, 1):
-        progress = Progress(0, 4, step, 8, settings.warmup_epochs, generator)
+        progress = Progress(0, 4, step, 8, generator)
         optimiser.zero_grad(set_to_none=True)
         parts = forward(own, progress)
         parts["loss"].backward()
         found |= {f"{step} {key}": value.detach() for key, value in parts.items()}
-        found |= {f"{step} {key}": p.grad for key, p in method.student.named_parameters()}
+        found |= {f"{step} {key}": p.grad for key, p in trained.items()}
         optimiser.step()
         method.after_step(progress)
     return found | method.state_dict() | {"draw": torch.rand(3), "own draw": torch.rand(3, generator=generator)}
@@ -127,7 +121,7 @@ def two_steps(name: str) -> dict[str, Any]:
 def few_hard_pixels() -> Any:
     """The published minimum is more than these images have; the forked ranks inherit the change."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(suponly, "ohem_loss", partial(ohem_loss, min_kept=700, threshold=0.1))
+        patch.setattr(supervised, "ohem_loss", partial(ohem_loss, min_kept=700, threshold=0.1))
         yield
 
 
@@ -156,9 +150,11 @@ def test_losses_gradients_and_bank_are_those_of_one_process(
                     found[key], value, rtol=1e-9, atol=1e-9, msg=lambda m, key=key: f"{key}: {m}"
                 )
     if name in ("u2pl", "u2pl_ohem", "released"):
-        assert alone[name]["bank.count"].sum() > 0 and alone[name]["1 contrastive"] > 0
+        assert alone[name]["contrast.bank.count"].sum() > 0 and alone[name]["1 contrastive"] > 0
     if name == "u2pl":
-        assert (alone[name]["bank.count"] == torch.tensor([60, 40, 40, 40, 40])).any(), "no ring has gone round"
+        assert (alone[name]["contrast.bank.count"] == torch.tensor([60, 40, 40, 40, 40])).any(), (
+            "no ring has gone round"
+        )
 
 
 def test_synchronised_batch_norm_is_batch_norm_of_the_concatenated_batch(on_ranks: OnRanks) -> None:
@@ -262,7 +258,7 @@ def test_ranks_load_their_stretch_of_the_same_batches(
 
     def batches(number: int, world: int) -> TrainBatches:
         parts = spec.dataset, spec.recipe, spec.settings, 0
-        return TrainBatches(prepared, *ids, *parts, supervised_only=False, rank=number, ranks=world)
+        return TrainBatches(prepared, *ids, *parts, rank=number, ranks=world)
 
     whole = list(batches(0, 1).epoch(1))
     parts = [list(batches(number, 2).epoch(1)) for number in range(2)]

@@ -192,15 +192,15 @@ def test_evaluate_run(
     prepared: Path, split: Path, make_spec: Callable[..., RunSpec], record: Record, tmp_path: Path
 ) -> None:
     spec = make_spec()
-    student, teacher = (build_network(spec.recipe.network, 3).state_dict() for _ in range(2))
-    weights = {"last": {"student": student, "teacher": teacher}, "best": {"student": student, "teacher": None}}
+    last, best = (build_network(spec.recipe.network, 3).state_dict() for _ in range(2))
+    weights = {"last": last, "best": best}
     torch.save(weights, tmp_path / "weights.pt")
     record(spec, tmp_path)
     evaluate_run(spec, prepared, split, tmp_path)
     results = json.loads((tmp_path / "evaluation.json").read_text())
     ids = (split / "val.txt").read_text().split()
     network = build_network(spec.recipe.network, 3)
-    for selection, state in (("last", teacher), ("best", student)):
+    for selection, state in (("last", last), ("best", best)):
         network.load_state_dict(state)
         confusion = evaluate(network, prepared, ids, spec.dataset, torch.device("cpu"))
         assert results[selection]["confusion"] == confusion.tolist()
@@ -208,7 +208,7 @@ def test_evaluate_run(
         assert results[selection]["miou"] == pytest.approx(sum(present) / len(present))
     with pytest.raises(UserError, match="no file"):
         evaluate_run(spec, prepared, split, tmp_path / "absent")
-    weights["last"]["teacher"] = {**teacher, "segment.2.bias": torch.zeros(7)}
+    weights["last"] = {**last, "segment.2.bias": torch.zeros(7)}
     torch.save(weights, tmp_path / "weights.pt")
     record(spec, tmp_path)
     with pytest.raises(UserError, match=r"shape \(7,\) for segment.2.bias, expected shape \(3,\)"):
@@ -219,7 +219,7 @@ def test_evaluate_run(
 def finished(make_spec: Callable[..., RunSpec], record: Record, tmp_path: Path) -> tuple[RunSpec, dict[str, Any]]:
     """A run in `tmp_path` whose weights are random, and the content of its weights.pt."""
     spec = make_spec()
-    entry = {"student": network_of(spec).state_dict(), "teacher": None}
+    entry = network_of(spec).state_dict()
     torch.save({"last": entry, "best": entry}, tmp_path / "weights.pt")
     record(spec, tmp_path)
     return spec, {"last": entry, "best": entry}
@@ -260,17 +260,15 @@ NAME = "segment.2.bias"
 @pytest.mark.parametrize(
     ("damage", "expected"),
     [
-        (lambda last: None, "no 'last' weights"),
-        (lambda last: {}, "no 'last' weights"),
-        (lambda last: {"student": None, "teacher": None}, "NoneType as 'last' weights, expected a state dict"),
-        (lambda last: {"student": last, "teacher": {}}, "no such tensor for"),
-        (lambda last: {"student": 3}, "int as 'last' weights"),
-        (lambda last: {"student": last | {1: last[NAME]}}, "a tensor for 1, expected no such tensor"),
-        (lambda last: {"student": last | {NAME: "x"}}, f"type str for {NAME}, expected a tensor"),
-        (lambda last: {"student": last | {NAME: last[NAME].half()}}, f"type torch.float16 for {NAME}, expected"),
-        (lambda last: {"student": last | {NAME: last[NAME].to_sparse()}}, f"type torch.sparse_coo for {NAME}"),
-        (lambda last: {"student": last | {NAME: last[NAME].to("meta")}}, f"type meta for {NAME}"),
-        (lambda last: {"student": last | {NAME: last[NAME] / 0}}, f"values inf or nan for {NAME}, expected finite"),
+        (lambda last: None, "NoneType as 'last' weights, expected a state dict"),
+        (lambda last: {}, "no such tensor for"),
+        (lambda last: 3, "int as 'last' weights"),
+        (lambda last: last | {1: last[NAME]}, "a tensor for 1, expected no such tensor"),
+        (lambda last: last | {NAME: "x"}, f"type str for {NAME}, expected a tensor"),
+        (lambda last: last | {NAME: last[NAME].half()}, f"type torch.float16 for {NAME}, expected"),
+        (lambda last: last | {NAME: last[NAME].to_sparse()}, f"type torch.sparse_coo for {NAME}"),
+        (lambda last: last | {NAME: last[NAME].to("meta")}, f"type meta for {NAME}"),
+        (lambda last: last | {NAME: last[NAME] / 0}, f"values inf or nan for {NAME}, expected finite"),
     ],
 )
 def test_weights_of_other_types_or_values_are_one_line(
@@ -283,7 +281,7 @@ def test_weights_of_other_types_or_values_are_one_line(
     tmp_path: Path,
 ) -> None:
     spec, weights = finished
-    torch.save(weights | {"last": damage(weights["last"]["student"])}, tmp_path / "weights.pt")
+    torch.save(weights | {"last": damage(weights["last"])}, tmp_path / "weights.pt")
     record(spec, tmp_path)
     with pytest.raises(UserError, match=f"weights.pt: found {expected}"):
         evaluate_run(spec, prepared, split, tmp_path)

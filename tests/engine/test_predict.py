@@ -23,7 +23,7 @@ def run(
     weights = {}
     for seed, selection in enumerate(("last", "best")):
         torch.manual_seed(seed)
-        weights[selection] = {"student": cpu_copy(network_of(spec)), "teacher": None}
+        weights[selection] = cpu_copy(network_of(spec))
     save(tmp_path / "weights.pt", weights)
     record(spec, tmp_path)
     return spec, tmp_path

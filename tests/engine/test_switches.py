@@ -47,11 +47,11 @@ def test_a_switch_rounds_and_no_more(switch: dict[str, Any], tolerance: float, e
     if "precision" in switch:
         assert losses(other) != losses(reference)
     if "channels_last" in switch:
-        for network in (other.student, other.teacher):
+        for network in (other.method.student, other.method.teacher.network):
             weight = network.encoder.layer1[0].conv1.weight  # type: ignore[union-attr]
             assert weight.is_contiguous(memory_format=torch.channels_last) and not weight.is_contiguous()
     if "fused_sgd" in switch:
-        assert other.optimiser.param_groups[0]["fused"]
+        assert other.optimisers[0].param_groups[0]["fused"]
 
 
 def test_what_only_moves_data_changes_no_bit(epoch: Callable[..., Trainer]) -> None:
@@ -93,4 +93,4 @@ def test_all_switches_on_a_gpu(epoch: Callable[..., Trainer]) -> None:
     device = torch.device("cuda")
     reference, other = epoch(device), epoch(device, **ALL)
     assert losses(other) == pytest.approx(losses(reference), rel=0.1)
-    assert other.optimiser.param_groups[0]["fused"]
+    assert other.optimisers[0].param_groups[0]["fused"]

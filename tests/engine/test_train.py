@@ -9,15 +9,17 @@ from typing import Any
 import pytest
 import torch
 
+from tests.small import settings_for
 from u2pl.engine.checkpoints import load
-from u2pl.engine.evaluate import evaluate_run
-from u2pl.engine.train import Trainer, optimiser_for, poly, train
+from u2pl.engine.evaluate import evaluate_run, evaluated_network
+from u2pl.engine.optimisers import assert_all_optimised, poly
+from u2pl.engine.train import Trainer, train
 from u2pl.errors import UserError
 from u2pl.experiments.schema import RunSpec
+from u2pl.methods import METHODS, Setup, build_method
 from u2pl.models import build_network
 
 Spec = Callable[..., RunSpec]
-METHODS = ["suponly", "mean_teacher", "cutmix", "u2pl"]
 
 
 @pytest.fixture
@@ -56,13 +58,37 @@ def test_poly_is_the_closed_form() -> None:
     assert [poly(i, 4, 1.0) for i in range(4)] == [1, 0.75, 0.5, 0.25]
 
 
-def test_optimiser_groups(make_spec: Spec) -> None:
+@pytest.mark.parametrize(("method", "trained"), [("suponly", 1), ("u2pl", 1), ("cps", 2)])
+def test_optimiser_groups(method: str, trained: int, make_spec: Spec) -> None:
     recipe = make_spec().recipe
-    network = build_network(recipe.network, 3)
-    groups = optimiser_for(network, recipe, 7).param_groups
+    setup = Setup(lambda: build_network(recipe.network, 3), 3, 255)
+    built = build_method(method, settings_for(method, decoder_lr_multiplier=7.0), setup)
+    (optimiser,) = built.optimisers(recipe)
+    groups, network = optimiser.param_groups, setup.network()
     assert [group["lr"] for group in groups] == [0.02, pytest.approx(0.14)]
-    assert sum(len(group["params"]) for group in groups) == len(list(network.parameters()))
+    encoder = len(list(network.encoder_parameters()))
+    assert [len(group["params"]) for group in groups] == [
+        trained * encoder, trained * (len(list(network.parameters())) - encoder),
+    ]  # fmt: skip
     assert all(group["momentum"] == 0.9 and group["weight_decay"] == 1e-4 for group in groups)
+    assert_all_optimised(built, [optimiser])
+
+
+def test_a_parameter_in_no_optimiser_stops_the_run(
+    run: Callable[..., Path], make_spec: Spec, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    original = METHODS["suponly"].__init__
+
+    def with_more(self: Any, *arguments: Any) -> None:
+        original(self, *arguments)
+        self.later = torch.nn.Linear(2, 2)
+        optimisers = type(self).optimisers(self, make_spec().recipe)
+        del optimisers[0].param_groups[1]["params"][-1]
+        self.optimisers = lambda recipe: optimisers
+
+    monkeypatch.setattr(METHODS["suponly"], "__init__", with_more)
+    with pytest.raises(AssertionError, match="later.bias needs a gradient and is in no optimiser"):
+        run(make_spec("suponly"))
 
 
 @pytest.mark.parametrize("method", METHODS)
@@ -91,7 +117,8 @@ def test_run_directory(method: str, run: Callable[..., Path], make_spec: Spec, p
         assert 0 <= float(row["val_miou"]) <= 100
 
     weights = load(out / "weights.pt")
-    assert (weights["last"]["teacher"] is None) == (method == "suponly")
+    assert weights.keys() == {"last", "best", "meta"}
+    assert weights["last"].keys() == evaluated_network(spec).state_dict().keys()
     evaluate_run(spec, prepared, split, out)
     results = json.loads((out / "evaluation.json").read_text())
     scores = [float(row["val_miou"]) for row in rows]
@@ -174,8 +201,8 @@ def test_factors_of_the_network_reach_it(run: Callable[..., Path], make_spec: Sp
     """The deep stem's and the auxiliary head's tensors are in the weights, and evaluation finds their places."""
     settings = {"backbone_stem": "deep", "cityscapes_loss": "ohem_auxiliary"}
     out = run(make_spec("suponly", epochs=1, settings=settings))
-    names = load(out / "weights.pt")["last"]["student"]
-    plain = load(run(make_spec("suponly", epochs=1), "plain") / "weights.pt")["last"]["student"]
+    names = load(out / "weights.pt")["last"]
+    plain = load(run(make_spec("suponly", epochs=1), "plain") / "weights.pt")["last"]
     assert any(name.startswith("auxiliary") for name in names) and not any("auxiliary" in name for name in plain)
     assert len([name for name in names if name.startswith("encoder") and name.endswith("weight")]) > len(
         [name for name in plain if name.startswith("encoder") and name.endswith("weight")]
@@ -230,8 +257,8 @@ def test_encoder_weights_are_used(run: Callable[..., Path], make_spec: Spec, tmp
     spec = make_spec("suponly", epochs=1, lr=1e-12)
     encoder = build_network(spec.recipe.network, 3).encoder
     torch.save(encoder.state_dict(), tmp_path / "encoder.pth")
-    student = load(run(spec, weights=tmp_path / "encoder.pth") / "weights.pt")["last"]["student"]
-    torch.testing.assert_close(student["encoder.conv1.weight"], encoder.conv1.weight)
+    found = load(run(spec, weights=tmp_path / "encoder.pth") / "weights.pt")["last"]
+    torch.testing.assert_close(found["encoder.conv1.weight"], encoder.conv1.weight)
 
 
 def test_missing_inputs_leave_nothing(prepared: Path, split: Path, make_spec: Spec, tmp_path: Path) -> None:

@@ -14,8 +14,9 @@ import torch
 from torch import Tensor, nn
 
 from u2pl.components import contrast
-from u2pl.experiments.schema import MethodSettings
-from u2pl.methods import Progress, build_method
+from u2pl.components.unreliable_contrast import View
+from u2pl.experiments.settings import SETTINGS
+from u2pl.methods import Progress, Setup, build_method
 
 torch.set_num_threads(1)
 C, D, N, SIDE, IGNORE, PRESENT = 21, 6, 2, 9, 255, (0, 7, 12, 15)
@@ -52,9 +53,8 @@ class Scene:
     student: Tensor
 
     @property
-    def view(self) -> dict[str, Tensor]:
-        kept = {"labels": self.labels, "entropies": self.entropies}
-        return kept | {"probs": self.probs, "representation": self.teacher}
+    def view(self) -> View:
+        return View(self.labels, self.entropies, self.probs, self.teacher)
 
     @property
     def output(self) -> dict[str, Tensor]:
@@ -78,12 +78,16 @@ def scene(seed: int = 0, present: tuple[int, ...] = PRESENT) -> Scene:
 
 def build(**changes: Any) -> Any:
     base: dict[str, Any] = {"alpha_0": ALPHA, "anchors_per_class": 5, "negatives_per_anchor": 7, "bank_size": 10**4}
-    return build_method("u2pl", MethodSettings(**(base | changes)), Blank(), C, IGNORE)
+    return build_method("u2pl", SETTINGS["u2pl"](**(base | changes)), Setup(Blank, C, IGNORE))
 
 
 def run(method: Any, given: Scene, seed: int = 0) -> dict[str, Tensor]:
-    progress = Progress(0, 4, 1, 8, 0, torch.Generator().manual_seed(seed))
-    return method.losses(given.masks, given.output, given.view, progress)
+    """A step in which teacher and student say what the scene holds."""
+    progress = Progress(0, 4, 1, 8, torch.Generator().manual_seed(seed))
+    method.one_view = method.two_views = lambda *_: given.view
+    method.student.forward = lambda _: given.output
+    images = torch.zeros(N, 3, SIDE, SIDE)
+    return method({"image_l": images, "image_u": images, "mask_l": given.masks}, progress)
 
 
 @pytest.fixture
@@ -190,7 +194,7 @@ def released_term(given: Scene, queues: Queues, picked: Tensor, slots: Tensor) -
 def queues_agree(method: Any, queues: Queues) -> bool:
     for c, queue in enumerate(queues):
         expected = np.array([key / np.linalg.norm(key) for key in queue]).reshape(-1, D)
-        np.testing.assert_allclose(method.bank.held(c).numpy(), expected, atol=1e-6)
+        np.testing.assert_allclose(method.contrast.bank.held(c).numpy(), expected, atol=1e-6)
     return sum(map(len, queues)) > 0
 
 
@@ -200,7 +204,7 @@ def test_the_papers_term_equals_its_oracle(drawn: list, present: tuple[int, ...]
     for step in range(2):  # the second step samples what the first left in the bank
         given = scene(step, present)
         found = run(method, given, step)["contrastive"].item()
-        slots = drawn[-1].keys - method.bank.start[:, None, None]
+        slots = drawn[-1].keys - method.contrast.bank.start[:, None, None]
         assert found == pytest.approx(paper_term(given, queues, drawn[-1].anchors, slots), rel=1e-5)
         assert found > 0 and queues_agree(method, queues)
 
@@ -212,11 +216,11 @@ def test_the_released_term_equals_its_oracle(drawn: list, present: tuple[int, ..
         given = scene(step, present)
         found = run(method, given, step)["contrastive"].item()
         twins = list(present) + [0] * (C - len(present))
-        slots = drawn[-1].keys - method.bank.start[twins][:, None, None]
+        slots = drawn[-1].keys - method.contrast.bank.start[twins][:, None, None]
         expected, contributing = released_term(given, queues, drawn[-1].anchors, slots)
         assert found == pytest.approx(expected, rel=1e-5)
         # class c needs anchors of its own, at least c + 1 present classes, and negatives in the bank of the c-th
-        filled = [method.bank.count[twin] > 0 for twin in present]
+        filled = [method.contrast.bank.count[twin] > 0 for twin in present]
         assert contributing == [c for c in range(len(present)) if c in present and filled[c]]
         assert found > 0 and queues_agree(method, queues)
 
@@ -240,7 +244,7 @@ def test_of_classes_0_7_12_15_only_0_contributes_in_the_released_reading() -> No
 def test_labelled_pixels_enter_the_papers_bank_only(mask: str, enter: bool) -> None:
     method, given = build(negative_label_mask=mask), scene()
     run(method, given)
-    held = torch.cat([method.bank.held(c) for c in range(C)])
+    held = torch.cat([method.contrast.bank.held(c) for c in range(C)])
     cosines = nn.functional.normalize(given.teacher, dim=1).movedim(1, -1).flatten(1, 2) @ held.T
     labelled, unlabelled = (cosines[part].amax(dim=(0, 1)) > 1 - 1e-5 for part in (slice(0, N), slice(N, None)))
     assert len(held) > 0 and bool(unlabelled.any())
@@ -253,7 +257,7 @@ def test_with_equal_teacher_views_the_released_bank_stays_empty() -> None:
     method, given = build(**RELEASED), scene()
     given.labels = given.probs[N:].argmax(1)
     assert run(method, given)["contrastive"] == 0
-    assert method.bank.count.sum() == 0
+    assert method.contrast.bank.count.sum() == 0
 
 
 @pytest.mark.parametrize("factor", [*RELEASED, "anchors_per_class"])

@@ -7,55 +7,20 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from tests.small import IGNORE, SIDE, C, Network, batch, build, progress, settings_for
+from u2pl.components.resize import nearest
 from u2pl.errors import UserError
-from u2pl.experiments.schema import MethodSettings
-from u2pl.methods import METHODS, Progress, build_method
-from u2pl.methods.u2pl import nearest
+from u2pl.methods import Setup, build_method
 
 torch.set_num_threads(1)
-C, IGNORE, SIDE = 5, 255, 33
 SEMI = ["mean_teacher", "cutmix", "u2pl"]
 
 
-class Network(nn.Module):
-    def __init__(self, auxiliary: bool = False) -> None:
-        super().__init__()
-        self.encoder = nn.Sequential(nn.Conv2d(3, 8, 3, 4, 1), nn.BatchNorm2d(8), nn.ReLU())
-        self.head, self.representation = nn.Conv2d(8, C, 1), nn.Conv2d(8, 6, 1)
-        self.auxiliary = nn.Conv2d(8, C, 1) if auxiliary else None
-
-    def forward(self, images: Tensor) -> dict[str, Tensor]:
-        features = self.encoder(images)
-        output = {"logits": 4 * self.head(features), "representation": self.representation(features)}
-        return output | ({"auxiliary": self.auxiliary(features)} if self.auxiliary else {})
-
-
-def settings(**changes: Any) -> MethodSettings:
-    small: dict[str, Any] = {"r_low": 1, "r_high": 4, "bank_size": 40, "bank_size_background": 60}
-    small |= {"anchors_per_class": 5, "negatives_per_anchor": 7}
-    return MethodSettings(**(small | changes))
-
-
-def batch(seed: int = 0) -> dict[str, Tensor]:
-    generator = torch.Generator().manual_seed(seed)
-    masks = torch.randint(C, (2, SIDE, SIDE), generator=generator)
-    masks[:, :4] = IGNORE
-    images = torch.randn(2, 2, 3, SIDE, SIDE, generator=generator)
-    return {"image_l": images[0], "image_u": images[1], "mask_l": masks}
-
-
-def progress(step: int = 1, warmup: int = 0, seed: int = 0, steps: int = 8) -> Progress:
-    """Four epochs of two steps."""
-    return Progress(step * 4 // steps, 4, step, steps, warmup, torch.Generator().manual_seed(seed))
-
-
-def build(name: str, network: nn.Module | None = None, **changes: Any) -> Any:
-    torch.manual_seed(0)
-    method = build_method(name, settings(**changes), network or Network(), C, IGNORE)
-    if method.teacher is not None:  # else teacher and student agree everywhere
-        for parameter in method.teacher.parameters():
-            parameter.data += 0.1 * torch.randn_like(parameter)
-    return method
+def student_saw(method: Any) -> list[Tensor]:
+    """The images that the student is given from now on."""
+    seen: list[Tensor] = []
+    method.student.register_forward_pre_hook(lambda _, given: seen.append(given[0]))
+    return seen
 
 
 def upsampled(logits: Tensor) -> Tensor:
@@ -64,24 +29,24 @@ def upsampled(logits: Tensor) -> Tensor:
 
 def test_unknown_method_is_named() -> None:
     with pytest.raises(UserError, match="fixmatch.*suponly"):
-        build_method("fixmatch", settings(), Network(), C, IGNORE)
+        build_method("fixmatch", settings_for("suponly"), Setup(Network, C, IGNORE))
 
 
 def test_suponly_is_cross_entropy_plus_the_auxiliary_head() -> None:
     for auxiliary in (False, True):
-        method, data = build("suponly", Network(auxiliary)), batch()
+        method, data = build("suponly", lambda auxiliary=auxiliary: Network(auxiliary)), batch()
         output = copy.deepcopy(method.student)(data["image_l"])
         expected = F.cross_entropy(upsampled(output["logits"]), data["mask_l"], ignore_index=IGNORE)
         if auxiliary:
             other = F.cross_entropy(upsampled(output["auxiliary"]), data["mask_l"], ignore_index=IGNORE)
             expected = expected + 0.4 * other
-        assert method.teacher is None
+        assert method.evaluated is method.student
         torch.testing.assert_close(method(data, progress())["loss"], expected)
 
 
 def test_mean_teacher_learns_the_eval_mode_teachers_labels_on_all_pixels() -> None:
     method, data = build("mean_teacher", eta=0.5), batch()
-    teacher, student = copy.deepcopy(method.teacher).eval(), copy.deepcopy(method.student)
+    teacher, student = copy.deepcopy(method.teacher.network).eval(), copy.deepcopy(method.student)
     labels = upsampled(teacher(data["image_u"])["logits"]).argmax(1)
     logits = upsampled(student(torch.cat([data["image_l"], data["image_u"]]))["logits"])
     expected = F.cross_entropy(logits[:2], data["mask_l"], ignore_index=IGNORE)
@@ -97,7 +62,7 @@ def test_cutmix_without_mixing_is_mean_teacher_and_with_it_is_not() -> None:
 
 def test_cutmix_mixes_the_labels_of_the_unmixed_images_by_the_boxes_of_the_images() -> None:
     method, images = build("cutmix", cutmix_probability=1), batch()["image_u"]
-    labels = upsampled(copy.deepcopy(method.teacher).eval()(images)["logits"]).argmax(1)
+    labels = upsampled(copy.deepcopy(method.teacher.network).eval()(images)["logits"]).argmax(1)
     mixed, mixed_labels = method.unlabelled(images, progress())
     inside = (mixed != images).any(1)
     assert 0.4 < inside.float().mean() < 0.6
@@ -109,7 +74,10 @@ def test_cutmix_mixes_the_labels_of_the_unmixed_images_by_the_boxes_of_the_image
 def test_u2pl_filters_by_the_entropy_of_its_view(view: str) -> None:
     """The released code takes entropies in train mode, the paper has one view."""
     method, data = build("u2pl", cutmix_probability=0, teacher_view=view), batch()
-    evaluating, second = copy.deepcopy(method.teacher).eval(), copy.deepcopy(method.teacher).train(view == "released")
+    evaluating, second = (
+        copy.deepcopy(method.teacher.network).eval(),
+        copy.deepcopy(method.teacher.network).train(view == "released"),
+    )
     student = copy.deepcopy(method.student)
     both = torch.cat([data["image_l"], data["image_u"]])
     labels = upsampled(evaluating(data["image_u"])["logits"]).argmax(1)
@@ -134,7 +102,7 @@ def test_u2pl_filters_by_the_entropy_of_its_view(view: str) -> None:
 def test_u2pl_fills_the_bank_by_eq_14_and_15(negatives: str, view: str) -> None:
     changes = {"negatives": negatives, "teacher_view": view}
     method, data = build("u2pl", cutmix_probability=0, bank_size=10**4, **changes), batch()
-    teacher = copy.deepcopy(method.teacher).train(view == "released")
+    teacher = copy.deepcopy(method.teacher.network).train(view == "released")
     output = teacher(torch.cat([data["image_l"], data["image_u"]]))
     p = output["logits"].softmax(1).detach().numpy()
     full = upsampled(output["logits"][2:]).softmax(1).detach().numpy()
@@ -157,7 +125,7 @@ def test_u2pl_fills_the_bank_by_eq_14_and_15(negatives: str, view: str) -> None:
             if chosen:
                 expected.append(output["representation"][i, :, y, x].detach())
         stacked = F.normalize(torch.stack(expected), dim=1)
-        torch.testing.assert_close(method.bank.held(c), stacked)
+        torch.testing.assert_close(method.contrast.bank.held(c), stacked)
 
 
 def test_switches_change_what_they_name() -> None:
@@ -178,13 +146,17 @@ def test_without_the_bank_only_the_present_batch_counts() -> None:
     queued, single = build("u2pl", bank_size=10**4), build("u2pl", bank_size=10**4, bank=False)
     for method in (queued, single):
         method(batch(0), progress())
-        method.first = method.bank.count.clone()
+        method.first = method.contrast.bank.count.clone()
         method(batch(1), progress())
     fresh = build("u2pl", bank_size=10**4)
     fresh(batch(1), progress())
-    assert torch.all(queued.bank.count[1:] > queued.first[1:])
+    assert torch.all(queued.contrast.bank.count[1:] > queued.first[1:])
     # the networks' statistics have moved by one batch, so the counts agree only roughly with a fresh method's
-    assert single.bank.count.sum() < 1.5 * fresh.bank.count.sum() < queued.bank.count.sum() * 1.2
+    assert (
+        single.contrast.bank.count.sum()
+        < 1.5 * fresh.contrast.bank.count.sum()
+        < queued.contrast.bank.count.sum() * 1.2
+    )
 
 
 @pytest.mark.parametrize("name", METHODS)
@@ -204,16 +176,16 @@ def test_equal_generators_give_equal_losses_and_only_the_student_learns(name: st
 def test_warm_up_is_supervised_and_hands_the_student_to_the_teacher(name: str) -> None:
     method, data = build(name), batch()
     alone = build("suponly")(data, progress())["loss"]
-    before = method.teacher.encoder[1].running_mean.clone()
+    before = method.teacher.network.encoder[1].running_mean.clone()
     parts = method(data, progress(step=1, warmup=1))
     assert parts["loss"] == alone
     assert "unsupervised" not in parts
-    assert not torch.equal(method.teacher.encoder[1].running_mean, before)
-    own = method.teacher.encoder[1].running_mean.clone()
+    assert not torch.equal(method.teacher.network.encoder[1].running_mean, before)
+    own = method.teacher.network.encoder[1].running_mean.clone()
     method.after_step(progress(step=1, warmup=1))
-    for teacher, student in zip(method.teacher.parameters(), method.student.parameters(), strict=True):
+    for teacher, student in zip(method.teacher.network.parameters(), method.student.parameters(), strict=True):
         assert torch.equal(teacher, student)
-    assert torch.equal(method.teacher.encoder[1].running_mean, own)
+    assert torch.equal(method.teacher.network.encoder[1].running_mean, own)
     assert "unsupervised" in method(data, progress(step=2, warmup=1))
 
 
@@ -221,13 +193,13 @@ def test_the_average_starts_at_the_end_of_the_warm_up() -> None:
     method = build("mean_teacher", teacher_first_epoch="averaged")
     start = [progress(step, warmup=1).steps_since_warmup for step in range(5)]
     assert start == [0, 0, 0, 1, 2]
-    old = method.teacher.head.weight.clone()
+    old = method.teacher.network.head.weight.clone()
     method.after_step(progress(step=3, warmup=1))
-    torch.testing.assert_close(method.teacher.head.weight, (old + method.student.head.weight.detach()) / 2)
+    torch.testing.assert_close(method.teacher.network.head.weight, (old + method.student.head.weight.detach()) / 2)
 
 
 def teacher_is_student(method: Any) -> bool:
-    pairs = zip(method.teacher.parameters(), method.student.parameters(), strict=True)
+    pairs = zip(method.teacher.network.parameters(), method.student.parameters(), strict=True)
     return all(torch.equal(teacher, student) for teacher, student in pairs)
 
 
@@ -237,17 +209,19 @@ def test_shared_first_epoch_ends_where_averaging_begins(warmup: int) -> None:
     first, after = 2 * warmup + 1, 2 * warmup + 2  # the last step of the first semi-supervised epoch, and the next
     method.after_step(progress(first, warmup))
     assert teacher_is_student(method)
-    old = method.teacher.head.weight.clone()
+    old = method.teacher.network.head.weight.clone()
     method.student.head.weight.data += 1
     method.after_step(progress(after, warmup))  # the third semi-supervised step: decay 2 / 3
-    torch.testing.assert_close(method.teacher.head.weight, old + 1 / 3)
+    torch.testing.assert_close(method.teacher.network.head.weight, old + 1 / 3)
 
 
 def test_without_ema_warm_up_the_decay_is_constant() -> None:
     method = build("mean_teacher", ema_warmup=False, ema_decay=0.9, teacher_first_epoch="averaged")
-    old = method.teacher.head.weight.clone()
+    old = method.teacher.network.head.weight.clone()
     method.after_step(progress(0))
-    torch.testing.assert_close(method.teacher.head.weight, 0.9 * old + 0.1 * method.student.head.weight.detach())
+    torch.testing.assert_close(
+        method.teacher.network.head.weight, 0.9 * old + 0.1 * method.student.head.weight.detach()
+    )
 
 
 @pytest.mark.parametrize("view", ["paper", "released"])
@@ -257,30 +231,30 @@ def test_averaged_buffers_follow_the_students_and_nothing_else(name: str, warmup
     changes = {"teacher_buffers": "averaged", "teacher_first_epoch": "averaged", "teacher_view": view}
     method = build(name, **changes)
     now = progress(step=1, warmup=warmup)
-    start = method.teacher.encoder[1].running_mean.clone()
+    start = method.teacher.network.encoder[1].running_mean.clone()
     method(batch(), now)
-    assert torch.equal(method.teacher.encoder[1].running_mean, start)
+    assert torch.equal(method.teacher.network.encoder[1].running_mean, start)
     moved = method.student.encoder[1].running_mean
     assert not torch.equal(moved, start)
     method.after_step(now)
     expected = moved if warmup else (start + moved) / 2
-    torch.testing.assert_close(method.teacher.encoder[1].running_mean, expected)
+    torch.testing.assert_close(method.teacher.network.encoder[1].running_mean, expected)
 
 
 @pytest.mark.parametrize("view", ["paper", "released"])
 def test_own_buffers_move_by_the_images_of_the_student(view: str) -> None:
     method, data = build("u2pl", teacher_view=view, cutmix_probability=1), batch()
-    teacher = copy.deepcopy(method.teacher)
+    teacher = copy.deepcopy(method.teacher.network)
     mixed = method.unlabelled(data["image_u"], progress())[0]
     teacher.train()(torch.cat([data["image_l"], mixed]))
     method(data, progress())
-    torch.testing.assert_close(method.teacher.encoder[1].running_mean, teacher.encoder[1].running_mean)
+    torch.testing.assert_close(method.teacher.network.encoder[1].running_mean, teacher.encoder[1].running_mean)
 
 
 def test_labels_after_mixing_are_the_teachers_of_the_mixed_images() -> None:
     method, images = build("cutmix", cutmix_probability=1, pseudo_label="after_mix"), batch()["image_u"]
     mixed, labels = method.unlabelled(images, progress())
-    assert torch.equal(labels, upsampled(copy.deepcopy(method.teacher).eval()(mixed)["logits"]).argmax(1))
+    assert torch.equal(labels, upsampled(copy.deepcopy(method.teacher.network).eval()(mixed)["logits"]).argmax(1))
     before = build("cutmix", cutmix_probability=1).unlabelled(images, progress())
     assert torch.equal(mixed, before[0]) and not torch.equal(labels, before[1])
 
@@ -288,7 +262,7 @@ def test_labels_after_mixing_are_the_teachers_of_the_mixed_images() -> None:
 @pytest.mark.parametrize("pseudo_label", ["before_mix", "after_mix"])
 def test_the_papers_view_is_one_evaluation_pass_mixed_like_the_images(pseudo_label: str) -> None:
     method, data = build("u2pl", cutmix_probability=1, pseudo_label=pseudo_label), batch()
-    teacher = copy.deepcopy(method.teacher).eval()
+    teacher = copy.deepcopy(method.teacher.network).eval()
     images, view = method.teach(data["image_l"], data["image_u"], progress())
     inside = (images != data["image_u"]).any(1)
     assert 0.4 < inside.float().mean() < 0.6
@@ -322,16 +296,16 @@ class Pointwise(Network):
 def test_the_released_bank_is_empty_when_the_teachers_views_agree() -> None:
     released = {"teacher_view": "released", "negative_label_mask": "released", "cutmix_probability": 1}
     for mask in ("paper", "released"):
-        method = build("u2pl", Pointwise(), **(released | {"negative_label_mask": mask}))
+        method = build("u2pl", Pointwise, **(released | {"negative_label_mask": mask}))
         parts = method(batch(), progress())
-        assert bool(method.bank.count.sum() > 0) is (mask == "paper") is bool(parts["contrastive"] > 0)
+        assert bool(method.contrast.bank.count.sum() > 0) is (mask == "paper") is bool(parts["contrastive"] > 0)
     method = build("u2pl", **released)
     method(batch(), progress())
-    assert method.bank.count.sum() > 0  # batch statistics make the views differ
+    assert method.contrast.bank.count.sum() > 0  # batch statistics make the views differ
 
 
 def test_labels_and_ranks_of_the_papers_view_agree() -> None:
-    method, data = build("u2pl", Pointwise(), cutmix_probability=1), batch()
+    method, data = build("u2pl", Pointwise, cutmix_probability=1), batch()
     _, view = method.teach(data["image_l"], data["image_u"], progress())
     assert torch.equal(view["probs"][2:].argmax(1), view["labels"])
     entropies = torch.special.entr(view["probs"][2:]).sum(1)
@@ -339,7 +313,7 @@ def test_labels_and_ranks_of_the_papers_view_agree() -> None:
 
 
 def test_ohem_is_the_loss_of_both_heads() -> None:
-    method, data = build("suponly", Network(auxiliary=True), cityscapes_loss="ohem_auxiliary"), batch()
+    method, data = build("suponly", lambda: Network(auxiliary=True), cityscapes_loss="ohem_auxiliary"), batch()
     data["image_l"], data["mask_l"] = data["image_l"].repeat(60, 1, 1, 1), data["mask_l"].repeat(60, 1, 1)
     assert (data["mask_l"] != IGNORE).sum() > 110_000
     output = copy.deepcopy(method.student)(data["image_l"])
@@ -355,9 +329,9 @@ def test_ohem_is_the_loss_of_both_heads() -> None:
 def test_a_checkpoint_without_the_bank_restores_the_rest() -> None:
     method, other = (build("u2pl", bank_in_checkpoint=False) for _ in range(2))
     method(batch(0), progress())
-    assert not any(name.startswith("bank") for name in method.state_dict())
+    assert not any(name.startswith("contrast.bank") for name in method.state_dict())
     other.load_state_dict(method.state_dict())
-    assert method.bank.count.sum() > 0 and other.bank.count.sum() == 0
+    assert method.contrast.bank.count.sum() > 0 and other.contrast.bank.count.sum() == 0
 
 
 def test_a_checkpoint_restores_bank_and_teacher() -> None:

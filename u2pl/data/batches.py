@@ -74,8 +74,7 @@ class TrainBatches:
     so. An incomplete last batch is dropped; a list shorter than one batch is repeated to give one. Orders and
     augmentations come from (recipe seed, epoch, stream, position) alone: batches do not depend on the number of
     workers, and an epoch can be entered without those before it. Of `ranks` processes, the one called `rank` loads its
-    stretch of each batch only; `images`
-    is its length. Raises UserError if a batch has no equal stretches.
+    stretch of each batch only; `images` is its length. Raises UserError if a batch has no equal stretches.
     """
 
     def __init__(
