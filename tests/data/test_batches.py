@@ -11,7 +11,8 @@ from PIL import Image
 from u2pl.data.batches import SegmentationFolder, TrainBatches
 from u2pl.data.lists import read_ids
 from u2pl.errors import UserError
-from u2pl.experiments.schema import Dataset, Estimate, MethodSettings, Network, Recipe
+from u2pl.experiments.schema import Dataset, Estimate, Network, Recipe
+from u2pl.experiments.settings import SETTINGS
 
 torch.set_num_threads(1)
 Make = Callable[..., Dataset]
@@ -35,7 +36,8 @@ def batches(
     ids = read_ids(prepared / "lists" / "train_aug.txt")
     return TrainBatches(
         prepared, ids[:labelled], ids[labelled : labelled + unlabelled], dataset, recipe(**changes),
-        MethodSettings(**(settings or {})), seed, supervised_only=supervised_only,
+        SETTINGS["suponly" if supervised_only else "mean_teacher"](**(settings or {})), seed,
+        supervised_only=supervised_only,
     )  # fmt: skip
 
 

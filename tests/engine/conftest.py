@@ -15,7 +15,8 @@ import torch
 import torch.distributed as dist
 from PIL import Image
 
-from u2pl.experiments.schema import Dataset, MethodSettings, Recipe, RunSpec
+from tests.small import settings_for
+from u2pl.experiments.schema import Dataset, Recipe, RunSpec
 
 torch.set_num_threads(1)
 COLOURS = np.array([[40, 40, 40], [220, 40, 40], [40, 40, 220]])
@@ -98,7 +99,7 @@ def make_spec() -> Callable[..., RunSpec]:
             dataset_name="toy",
             dataset=Dataset.model_validate(dataset),
             recipe=Recipe.model_validate({"network": network, "estimate": ESTIMATE, **values}),
-            settings=MethodSettings(**(small | (settings or {}))),
+            settings=settings_for(method, **(small | (settings or {}))),
         )
 
     return make

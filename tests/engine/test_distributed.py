@@ -23,7 +23,8 @@ from u2pl.engine.distributed import SharedDropout2d, SyncBatchNorm2d, data_paral
 from u2pl.engine.evaluate import evaluate
 from u2pl.engine.launch import run_rank
 from u2pl.errors import UserError
-from u2pl.experiments.schema import MethodSettings, RunSpec
+from u2pl.experiments.schema import RunSpec
+from u2pl.experiments.settings import SETTINGS
 from u2pl.methods import Progress, build_method, suponly
 from u2pl.models import build_network
 
@@ -99,7 +100,9 @@ def two_steps(name: str) -> dict[str, Any]:
     """Losses and gradients of two steps, and what is left of them in statistics, bank and generators."""
     kind, changes = CASES[name]
     small = {"r_low": 1, "r_high": 4, "bank_size": 40, "bank_size_background": 60, "alpha_0": 0.4}
-    settings = MethodSettings(**({"anchors_per_class": 20, "negatives_per_anchor": 7} | small | changes))
+    values = {"anchors_per_class": 20, "negatives_per_anchor": 7} | small | changes
+    own = SETTINGS[kind]
+    settings = own(**{name: value for name, value in values.items() if name in own.model_fields})
     torch.manual_seed(0)
     method = build_method(kind, settings, Network(settings.cityscapes_loss != "cross_entropy"), C, IGNORE).double()
     if method.teacher is not None:
@@ -112,7 +115,7 @@ def two_steps(name: str) -> dict[str, Any]:
     generator = torch.Generator().manual_seed(0)
     found: dict[str, Any] = {}
     for step in (0, 1):
-        progress = Progress(0, 4, step, 8, settings.warmup_epochs, generator)
+        progress = Progress(0, 4, step, 8, getattr(settings, "warmup_epochs", 0), generator)
         optimiser.zero_grad(set_to_none=True)
         parts = forward(own, progress)
         parts["loss"].backward()

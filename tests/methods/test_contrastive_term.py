@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from u2pl.components import contrast
-from u2pl.experiments.schema import MethodSettings
+from u2pl.experiments.settings import SETTINGS
 from u2pl.methods import Progress, build_method
 
 torch.set_num_threads(1)
@@ -78,7 +78,7 @@ def scene(seed: int = 0, present: tuple[int, ...] = PRESENT) -> Scene:
 
 def build(**changes: Any) -> Any:
     base: dict[str, Any] = {"alpha_0": ALPHA, "anchors_per_class": 5, "negatives_per_anchor": 7, "bank_size": 10**4}
-    return build_method("u2pl", MethodSettings(**(base | changes)), Blank(), C, IGNORE)
+    return build_method("u2pl", SETTINGS["u2pl"](**(base | changes)), Blank(), C, IGNORE)
 
 
 def run(method: Any, given: Scene, seed: int = 0) -> dict[str, Tensor]:

@@ -7,8 +7,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from tests.small import settings_for
 from u2pl.errors import UserError
-from u2pl.experiments.schema import MethodSettings
+from u2pl.experiments.settings import Training
 from u2pl.methods import METHODS, Progress, build_method
 from u2pl.methods.u2pl import nearest
 
@@ -30,10 +31,10 @@ class Network(nn.Module):
         return output | ({"auxiliary": self.auxiliary(features)} if self.auxiliary else {})
 
 
-def settings(**changes: Any) -> MethodSettings:
+def settings(method: str, **changes: Any) -> Training:
     small: dict[str, Any] = {"r_low": 1, "r_high": 4, "bank_size": 40, "bank_size_background": 60}
     small |= {"anchors_per_class": 5, "negatives_per_anchor": 7}
-    return MethodSettings(**(small | changes))
+    return settings_for(method, **(small | changes))
 
 
 def batch(seed: int = 0) -> dict[str, Tensor]:
@@ -51,7 +52,7 @@ def progress(step: int = 1, warmup: int = 0, seed: int = 0, steps: int = 8) -> P
 
 def build(name: str, network: nn.Module | None = None, **changes: Any) -> Any:
     torch.manual_seed(0)
-    method = build_method(name, settings(**changes), network or Network(), C, IGNORE)
+    method = build_method(name, settings(name, **changes), network or Network(), C, IGNORE)
     if method.teacher is not None:  # else teacher and student agree everywhere
         for parameter in method.teacher.parameters():
             parameter.data += 0.1 * torch.randn_like(parameter)
@@ -64,7 +65,7 @@ def upsampled(logits: Tensor) -> Tensor:
 
 def test_unknown_method_is_named() -> None:
     with pytest.raises(UserError, match="fixmatch.*suponly"):
-        build_method("fixmatch", settings(), Network(), C, IGNORE)
+        build_method("fixmatch", settings("suponly"), Network(), C, IGNORE)
 
 
 def test_suponly_is_cross_entropy_plus_the_auxiliary_head() -> None:

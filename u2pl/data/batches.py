@@ -15,7 +15,8 @@ from torchvision import tv_tensors
 from u2pl.data.augment import weak_augmentation
 from u2pl.data.images import check_labels, check_size, decode_image, decode_mask, read_bytes
 from u2pl.errors import UserError
-from u2pl.experiments.schema import Dataset, MethodSettings, Recipe
+from u2pl.experiments.schema import Dataset, Recipe
+from u2pl.experiments.settings import SupOnly, Training
 from u2pl.files import read_fields
 
 Sample = tuple[tv_tensors.Image, tv_tensors.Mask]
@@ -83,7 +84,7 @@ class TrainBatches:
         unlabelled_ids: Sequence[str],
         dataset: Dataset,
         recipe: Recipe,
-        settings: MethodSettings,
+        settings: Training,
         seed: int,
         *,
         supervised_only: bool,
@@ -102,8 +103,8 @@ class TrainBatches:
 
         # With every image labelled there is still something to be consistent on: the labelled images themselves.
         unlabelled = None if supervised_only else folder(unlabelled_ids or labelled_ids)
-        whole = not supervised_only or settings.suponly_epoch_unit == "iterations"
-        length = len(unlabelled_ids) if whole and unlabelled_ids else len(labelled_ids)
+        by_labelled = isinstance(settings, SupOnly) and settings.suponly_epoch_unit == "labelled"
+        length = len(unlabelled_ids) if unlabelled_ids and not by_labelled else len(labelled_ids)
         # Half of an odd batch is rounded down, but never to nothing.
         batch = recipe.batch if settings.batch_size == "per_stream" else max(1, recipe.batch // 2)
         if batch % ranks:

@@ -18,6 +18,7 @@ from u2pl.data.images import UInt8
 from u2pl.engine.checkpoints import load_network_weights, load_run
 from u2pl.engine.evaluate import confusion_matrix, iou, network_of, sliding_logits
 from u2pl.engine.seeding import choose_device, deterministic
+from u2pl.experiments.settings import unreliable_share
 
 if TYPE_CHECKING:
     from u2pl.experiments.schema import Dataset, RunSpec
@@ -82,7 +83,7 @@ def reliability(
                 entropies.append(entropy(probs).flatten().cpu())
             truth, pred, h = torch.cat(labels), torch.cat(predicted), torch.cat(entropies)
             confusion += confusion_matrix(pred, truth, n_classes, ignore)
-            unreliable = drop_unreliable(pred, h, entropy_threshold(h, settings.alpha_0), ignore) == ignore
+            unreliable = drop_unreliable(pred, h, entropy_threshold(h, unreliable_share(settings)), ignore) == ignore
             for row, group in enumerate((~unreliable, unreliable)):
                 counts[row] += torch.bincount(truth[group & (truth != ignore)], minlength=n_classes)
     return Reliability(iou(confusion).tolist(), counts[0].tolist(), counts[1].tolist())

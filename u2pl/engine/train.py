@@ -243,7 +243,7 @@ class Trainer:
             epochs=recipe.epochs,
             step=step,
             steps=self.steps,
-            warmup_epochs=self.spec.settings.warmup_epochs,
+            warmup_epochs=getattr(self.spec.settings, "warmup_epochs", 0),
             generator=self.generator,
         )
         half = recipe.precision == "bf16"

@@ -138,3 +138,8 @@ SETTINGS: dict[str, type[Training]] = {
     "u2pl": U2PL,
     "cps": CPS,
 }
+
+
+def unreliable_share(settings: Training) -> float:
+    """alpha_0 of Eq. 7, by which figures draw unreliable pixels; the default for methods that have none."""
+    return settings.alpha_0 if isinstance(settings, Contrast) else Contrast().alpha_0

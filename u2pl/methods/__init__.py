@@ -14,7 +14,7 @@ from u2pl.methods.suponly import SupOnly
 from u2pl.methods.u2pl import U2PL
 
 if TYPE_CHECKING:
-    from u2pl.experiments.schema import MethodSettings
+    from u2pl.experiments.settings import Training
 
 __all__ = ["METHODS", "Progress", "SupOnly", "build_method"]
 
@@ -26,7 +26,7 @@ METHODS: dict[str, type[SupOnly]] = {
 }
 
 
-def build_method(name: str, settings: MethodSettings, student: nn.Module, n_classes: int, ignore_label: int) -> SupOnly:
+def build_method(name: str, settings: Training, student: nn.Module, n_classes: int, ignore_label: int) -> SupOnly:
     """The method `name` training `student`; its teacher, where it has one, starts as a copy of it.
 
     Raises UserError for an unknown name.

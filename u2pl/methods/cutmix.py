@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from torch import Tensor
 
 from u2pl.components.collectives import share, world_size
@@ -15,6 +17,8 @@ class CutMix(MeanTeacher):
 
     With `pseudo_label: after_mix` the teacher labels the mixed images instead.
     """
+
+    settings: Any  # CutMix, or what has its fields
 
     def unlabelled(self, images: Tensor, progress: Progress) -> tuple[Tensor, Tensor]:
         """The mixed images and their pseudo-labels (B, H, W)."""

@@ -15,7 +15,7 @@ from u2pl.methods.progress import Progress
 from u2pl.methods.suponly import SupOnly, upsample
 
 if TYPE_CHECKING:
-    from u2pl.experiments.schema import MethodSettings
+    from u2pl.experiments.settings import Averaging
 
 
 class MeanTeacher(SupOnly):
@@ -29,9 +29,10 @@ class MeanTeacher(SupOnly):
     teacher can be evaluated before; its own batch-norm statistics differ, they fit the parameters here.
     """
 
+    settings: Averaging
     teacher: nn.Module
 
-    def __init__(self, settings: MethodSettings, student: nn.Module, n_classes: int, ignore_label: int) -> None:
+    def __init__(self, settings: Averaging, student: nn.Module, n_classes: int, ignore_label: int) -> None:
         super().__init__(settings, student, n_classes, ignore_label)
         self.teacher = copy.deepcopy(student).requires_grad_(False)
 

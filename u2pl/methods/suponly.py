@@ -13,7 +13,7 @@ from u2pl.components.pseudo_labels import supervised_loss
 from u2pl.methods.progress import Progress
 
 if TYPE_CHECKING:
-    from u2pl.experiments.schema import MethodSettings
+    from u2pl.experiments.settings import Training
 
 AUXILIARY_WEIGHT = 0.4
 
@@ -34,7 +34,7 @@ class SupOnly(nn.Module):
 
     teacher: nn.Module | None
 
-    def __init__(self, settings: MethodSettings, student: nn.Module, n_classes: int, ignore_label: int) -> None:
+    def __init__(self, settings: Training, student: nn.Module, n_classes: int, ignore_label: int) -> None:
         super().__init__()
         self.settings, self.n_classes, self.ignore_label = settings, n_classes, ignore_label
         self.student = student

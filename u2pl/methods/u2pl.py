@@ -19,7 +19,7 @@ from u2pl.methods.progress import Progress
 from u2pl.methods.suponly import upsample
 
 if TYPE_CHECKING:
-    from u2pl.experiments.schema import MethodSettings
+    from u2pl.experiments.settings import U2PL as Settings
 
 
 class U2PL(CutMix):
@@ -29,7 +29,9 @@ class U2PL(CutMix):
     at the size of the network's output, with labels and entropies brought there by nearest neighbour.
     """
 
-    def __init__(self, settings: MethodSettings, student: nn.Module, n_classes: int, ignore_label: int) -> None:
+    settings: Settings
+
+    def __init__(self, settings: Settings, student: nn.Module, n_classes: int, ignore_label: int) -> None:
         super().__init__(settings, student, n_classes, ignore_label)
         capacities = [settings.bank_size_background, *[settings.bank_size] * (n_classes - 1)]
         self.bank = MemoryBank(capacities, self._channels(), saved=settings.bank_in_checkpoint)
