@@ -4,18 +4,20 @@ import shlex
 import sys
 from pathlib import Path
 
-from snakemake.utils import min_version, validate
+from snakemake.utils import min_version
 
 from u2pl.errors import UserError
 from u2pl.experiments import load_suite
+from u2pl.experiments.params import validate
+from u2pl.experiments.schema import Config
 from u2pl.snakemake_files import clear_stale_lock, take_records
 
 min_version("9.0")
-validate(config, "workflow/schemas/config.schema.json")
 
 clear_stale_lock()
 try:
-    suite = load_suite(config.setdefault("scale", "demo"))
+    config |= validate(Config, config, "--config").model_dump()
+    suite = load_suite(config["scale"])
     take_records(suite.scale)
 except UserError as error:
     raise WorkflowError(str(error))

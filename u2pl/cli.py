@@ -15,7 +15,6 @@ from u2pl.cli_data import Scale, data, restored, splits
 from u2pl.errors import UserError
 from u2pl.experiments import RunSpec, Suite, load_suite
 from u2pl.experiments.params import nearest
-from u2pl.files import write_json
 
 # Heavy imports stand inside the verbs: listing runs must not wait for torch.
 
@@ -262,18 +261,6 @@ def plan(
     found = module.plan(load_suite(scale), tables or [], Path("data") / scale, Path("results") / scale)
     for part in module.tables(found):
         Console().print(part)
-
-
-@app.command()
-def schema(target: Path = Path("workflow/schemas")) -> None:
-    """Export the JSON schemas of the Snakemake config and of the files in params/."""
-    from u2pl.experiments import schema as models
-
-    kinds = (models.Config, models.Dataset, models.Protocol, models.Recipe, models.Method, models.MethodSettings)
-    more = (models.Preset, models.PublishedSource, models.Archive, models.Scale, models.Table, models.Figure)
-    for model in (*kinds, *more):
-        dialect = {"$schema": "https://json-schema.org/draft/2020-12/schema"}
-        write_json(target / f"{model.__name__.lower()}.schema.json", dialect | model.model_json_schema())
 
 
 class _Output(io.FileIO):

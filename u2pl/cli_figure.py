@@ -9,6 +9,7 @@ from u2pl.errors import UserError
 from u2pl.experiments import figure_cells
 from u2pl.experiments.params import nearest
 from u2pl.experiments.schema import Suite
+from u2pl.experiments.settings import unreliable_share
 from u2pl.report import figures
 
 
@@ -58,4 +59,4 @@ def _draw_predicted(suite: Suite, name: str, stem: Path, device: str) -> None:
         return
     chosen = predict.richest(prepared, unlabelled, spec.dataset, 1)
     (prediction,) = predict.predict(spec, prepared, chosen, runs / spec.id, "last", device)
-    figures.draw_entropy(stem, classes, prediction.probs, spec.settings.alpha_0, spec.dataset.ignore_label)
+    figures.draw_entropy(stem, classes, prediction.probs, unreliable_share(spec.settings), spec.dataset.ignore_label)

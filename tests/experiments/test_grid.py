@@ -1,6 +1,5 @@
 """The grid: the paper's tables name 72 distinct trainings a seed, and a mistake is blamed on its file and key."""
 
-import re
 import shutil
 import subprocess
 import sys
@@ -65,13 +64,6 @@ def test_a_preset_written_out_is_the_preset(params):
     again = load_suite("demo", params)
     assert list(again.runs) == list(suite.runs)
     assert [cell.runs for cell in again.cells if cell.row == "by hand"] == [[name]]
-
-
-def test_settings_a_method_does_not_use_make_no_run(params):
-    before = set(load_suite("demo", params).runs)
-    row = {"title": "r_low", "method": "suponly", "overrides": {"r_low": 7, "ema_decay": 0.5}, "paper": [None]}
-    edit(params / "params/tables/divergences.yaml", lambda v: v["rows"].append(row))
-    assert set(load_suite("demo", params).runs) == before
 
 
 def test_the_rows_that_share_a_number_in_the_paper_share_a_run():
@@ -201,17 +193,6 @@ def test_a_mistake_in_an_address_does_not_show_its_password(params, wrong):
 )
 def test_an_address_is_shown_without_secrets(url, shown):
     assert public(url) == shown
-
-
-def test_the_method_of_the_guide_loads(params):
-    """docs/add-a-method.md, step 4."""
-    guide = (ROOT / "docs/add-a-method.md").read_text()
-    entry = yaml.safe_load(re.search(r"^       my_method:\n(?:         .*\n)+", guide, re.M)[0])
-    edit(params / "params/methods.yaml", lambda v: v.update(entry))
-    row = {"title": "Mine", "method": "my_method", "paper": [None, None]}
-    edit(params / "params/tables/table5.yaml", lambda v: v["rows"].append(row))
-    suite = load_suite("demo", params)
-    assert any(spec.method == "my_method" and spec.settings.eta == 0.5 for spec in suite.runs.values())
 
 
 def test_exit_code_2_and_one_line(params):

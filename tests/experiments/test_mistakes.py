@@ -228,7 +228,7 @@ def test_anchors_and_merge_keys_still_work(tmp_path: Path) -> None:
     ("device", "valid"), [("auto", True), ("cuda:1", True), ("$(touch pwned)", False), ("", False)]
 )
 def test_the_device_of_the_workflow_is_one(device: str, valid: bool) -> None:
-    """workflow/schemas/config.schema.json, against which Snakemake checks its configuration, is made of this class."""
+    """The Snakefile checks its configuration by this class."""
     from pydantic import ValidationError
 
     try:

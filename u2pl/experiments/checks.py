@@ -8,7 +8,8 @@ from typing import Any
 
 from u2pl.errors import UserError
 from u2pl.experiments.params import nearest, validate
-from u2pl.experiments.schema import Dataset, Method, MethodSettings, Preset, Protocol, Scale, Suite
+from u2pl.experiments.schema import Dataset, Method, Preset, Protocol, Scale, Suite
+from u2pl.experiments.settings import SETTINGS, Contrast, Training
 
 # Names become folders, wildcards, words of a shell and parts of run ids, whose hyphens separate the parts.
 NAME = re.compile("[A-Za-z0-9_]+")
@@ -70,33 +71,58 @@ def check_datasets(datasets: Mapping[str, Dataset], protocols: Mapping[str, Prot
 
 
 def check_settings(presets: Mapping[str, Preset], methods: Mapping[str, Method], files: Files) -> None:
-    """Presets and methods hold settings, and leave a rank between the thresholds.
+    """Methods are known, presets and methods hold settings, and leave a rank between the thresholds.
 
     Here, so that a mistake is blamed on its file and not on the table row that uses it.
     """
-    parts = [("methods", name, "settings", method.settings) for name, method in methods.items()]
-    parts += [("fidelity", name, part, getattr(preset, part)) for name, preset in presets.items() for part in PARTS]
-    for kind, name, part, settings in parts:
-        own = getattr(files.overrides, kind).get(name, {}).get(part, {})
-        validate(MethodSettings, own, files.scale, (kind, name, part))
-        validate(MethodSettings, settings, files.folder / f"{kind}.yaml", (name, part))
+    for name, method in methods.items():
+        if name not in SETTINGS:
+            raise UserError(f"{files.folder / 'methods.yaml'}: {name}", "no such method", nearest(name, list(SETTINGS)))
+        own = files.overrides.methods.get(name, {}).get("settings", {})
+        settings_of(name, own, files.scale, ("methods", name, "settings"))
+        settings_of(name, method.settings, files.folder / "methods.yaml", (name, "settings"))
     for name, preset in presets.items():
+        for part in PARTS:
+            own = files.overrides.fidelity.get(name, {}).get(part, {})
+            _check_preset(own, files.scale, ("fidelity", name, part))
+            _check_preset(getattr(preset, part), files.folder / "fidelity.yaml", (name, part))
         for kind in KINDS:
-            own = getattr(preset, kind)
-            values = MethodSettings().model_dump() | preset.all | own
-            part = kind if {"r_low", "r_high"} & own.keys() else "all"
-            check_ranks(files.place("fidelity", name, [part], "r_low", "r_high"), values)
-            for method, params in methods.items():
-                where = files.place("methods", method, ["settings"], "r_low", "r_high")
-                check_ranks(where, values | params.settings)
+            part = kind if {"r_low", "r_high"} & getattr(preset, kind).keys() else "all"
+            place = files.place("fidelity", name, [part], "r_low", "r_high")
+            check_ranks(place, Contrast(**preset.of(Contrast, kind)))
+            for own_name, params in methods.items():
+                place = files.place("methods", own_name, ["settings"], "r_low", "r_high")
+                check_ranks(place, SETTINGS[own_name](**preset.of(SETTINGS[own_name], kind) | params.settings))
 
 
-def check_ranks(where: str, settings: Mapping[str, Any], n_classes: int | None = None) -> None:
-    """Raise UserError unless a rank lies from `r_low` to below `r_high` (Eq. 14, 15).
+def _check_preset(settings: Mapping[str, Any], where: Path, key: tuple[str, ...]) -> None:
+    """A preset lays values over every method that has them: each is a setting of at least one."""
+    known = {name for kind in SETTINGS.values() for name in kind.model_fields}
+    for name in settings:
+        if name not in known:
+            raise UserError(f"{where}: {'.'.join([*key, name[:80]])}", "an unknown key", nearest(name, sorted(known)))
+    for kind in SETTINGS.values():
+        validate(kind, {name: value for name, value in settings.items() if name in kind.model_fields}, where, key)
+
+
+def settings_of(method: str, values: Mapping[str, Any], where: Path, key: tuple[str, ...]) -> Training:
+    """The settings of a method; raises UserError for one that it does not use, though another method may."""
+    kind = SETTINGS[method]
+    for name in values:
+        if name not in kind.model_fields:
+            place = f"{where}: {'.'.join([*key, name[:80]])}"
+            raise UserError(place, f"no setting of {method}", nearest(name, list(kind.model_fields)))
+    return validate(kind, values, where, key)
+
+
+def check_ranks(where: str, settings: Training, n_classes: int | None = None) -> None:
+    """Raise UserError unless a rank lies from `r_low` to below `r_high` (Eq. 14, 15), where the method has them.
 
     Without any the contrastive loss has no negatives, and what is called U2PL trains without it.
     """
-    low, high = settings["r_low"], settings["r_high"]
+    if not isinstance(settings, Contrast):
+        return
+    low, high = settings.r_low, settings.r_high
     if low >= high:
         raise UserError(where, f"{low} with r_high = {high}", "r_low below r_high")
     if n_classes is not None and low >= n_classes:

@@ -15,6 +15,7 @@ from u2pl.experiments.checks import (
     check_ranks,
     check_runs,
     check_settings,
+    settings_of,
 )
 from u2pl.experiments.params import merge, nearest, read_yaml, validate
 from u2pl.experiments.schema import (
@@ -26,7 +27,6 @@ from u2pl.experiments.schema import (
     Dataset,
     Figure,
     Method,
-    MethodSettings,
     Preset,
     Protocol,
     PublishedList,
@@ -39,6 +39,7 @@ from u2pl.experiments.schema import (
     Suite,
     Table,
 )
+from u2pl.experiments.settings import SETTINGS, Training
 
 
 def scale_names(root: Path = Path()) -> list[str]:
@@ -235,41 +236,33 @@ def _grid(
 
 def _settings(
     row: Row, where: str, dataset: Dataset, methods: dict[str, Method], presets: dict[str, Preset]
-) -> tuple[str, MethodSettings, dict[str, Any], dict[str, Any]]:
+) -> tuple[str, Training, dict[str, Any], dict[str, Any]]:
     """The row's settings, the shortest way to write them (a preset and what differs from it), and the departures.
 
-    Settings that the method does not use keep the defaults. Departures are the paper preset's values, without what a
-    scale changes in the methods, of the settings that differ from them.
+    Departures are the paper preset's values, without what a scale changes in the methods, of the settings that differ
+    from them.
     """
     if row.method is None:
-        return row.fidelity, MethodSettings(), {}, {}
+        return row.fidelity, Training(), {}, {}
     for key, value, known in (("method", row.method, list(methods)), ("fidelity", row.fidelity, list(presets))):
         if value not in known:
             raise UserError(f"{where}.{key}", repr(value), nearest(value, known))
     path, _, place = where.partition(": ")
-    method, kind = methods[row.method], dataset.kind
-    default = MethodSettings().model_dump()
-
-    def resolve(reading: str, overrides: dict[str, Any], key: tuple[str, ...]) -> MethodSettings:
-        preset = presets[reading]
-        value = {**preset.all, **getattr(preset, kind), **method.settings, **overrides}
-        full = validate(MethodSettings, value, Path(path), key).model_dump()
-        used = {k: v if MethodSettings.group(k) in method.groups else default[k] for k, v in full.items()}
-        return MethodSettings(**used)
-
+    kind, own = SETTINGS[row.method], methods[row.method].settings
+    base = {name: kind(**preset.of(kind, dataset.kind) | own) for name, preset in presets.items()}
     # Typed first, compared after: 0.20 and the default 0.2 are one setting.
-    chosen = resolve(row.fidelity, row.overrides, (place, "overrides"))
-    if "contrast" in method.groups:
-        check_ranks(f"{where}.overrides.r_low", chosen.model_dump(), len(dataset.classes))
-    ways = {}
-    for reading in presets:
-        base = resolve(reading, {}, (place,)).model_dump()
-        ways[reading] = {key: value for key, value in chosen.model_dump().items() if value != base[key]}
+    typed = settings_of(row.method, row.overrides, Path(path), (place, "overrides"))
+    chosen = base[row.fidelity].model_copy(update={key: getattr(typed, key) for key in row.overrides})
+    check_ranks(f"{where}.overrides.r_low", chosen, len(dataset.classes))
+    ways = {name: _changed(chosen, settings) for name, settings in base.items()}
     reading = min(presets, key=lambda name: (len(ways[name]), name != DEFAULT_FIDELITY))
-    preset = presets[DEFAULT_FIDELITY]
-    paper = MethodSettings(**{**preset.all, **getattr(preset, kind)}).model_dump()
-    used = {key: value for key, value in chosen.model_dump().items() if MethodSettings.group(key) in method.groups}
-    return reading, chosen, ways[reading], {key: paper[key] for key, value in used.items() if value != paper[key]}
+    paper = kind(**presets[DEFAULT_FIDELITY].of(kind, dataset.kind))
+    return reading, chosen, ways[reading], _changed(paper, chosen)
+
+
+def _changed(settings: Training, base: Training) -> dict[str, Any]:
+    """What differs from `base`, by name."""
+    return {key: value for key, value in settings.model_dump().items() if value != getattr(base, key)}
 
 
 def _labelled(column: Column, path: Path, protocols: dict[str, Protocol]) -> int:

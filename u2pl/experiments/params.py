@@ -108,7 +108,7 @@ def nearest(key: str, valid: list[str]) -> str:
     return f"{close[0]!r}" if close else "one of " + ", ".join(sorted(valid))
 
 
-def validate(model: type[Model], value: Any, where: Path, prefix: tuple[str, ...] = ()) -> Model:
+def validate(model: type[Model], value: Any, where: object, prefix: tuple[str, ...] = ()) -> Model:
     """`value` as an instance of `model`; raises UserError naming `where`, the dotted key, found and expected."""
     try:
         return model.model_validate(value)

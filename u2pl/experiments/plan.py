@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from u2pl.errors import UserError
 from u2pl.experiments.params import nearest
 from u2pl.experiments.schema import RunSpec, Suite
+from u2pl.experiments.settings import SETTINGS, Contrast, SupOnly
 from u2pl.files import read_json
 
 if TYPE_CHECKING:
@@ -45,8 +46,8 @@ class Rate(NamedTuple):
 
 
 def supervised_only(suite: Suite, spec: RunSpec) -> bool:
-    """Whether the method has no teacher, and so no unlabelled images."""
-    return "teacher" not in suite.methods[spec.method].groups
+    """Whether the method reads no unlabelled images."""
+    return "unlabelled" not in spec.settings.streams
 
 
 def batch(recipe_batch: int, batch_size: str) -> int:
@@ -58,7 +59,8 @@ def steps_an_epoch(suite: Suite, spec: RunSpec) -> int:
     """Steps an epoch, as `u2pl.data.batches.TrainBatches` counts them: over the unlabelled list where it is used."""
     universe = spec.dataset.counts[suite.protocols[spec.protocol].universe]
     unlabelled = universe - spec.labelled
-    whole = not supervised_only(suite, spec) or spec.settings.suponly_epoch_unit == "iterations"
+    by_labelled = isinstance(spec.settings, SupOnly) and spec.settings.suponly_epoch_unit == "labelled"
+    whole = not by_labelled
     length = unlabelled if whole and unlabelled else spec.labelled
     return max(1, length // batch(spec.recipe.batch, spec.settings.batch_size))
 
@@ -102,7 +104,7 @@ def state_mb(suite: Suite, spec: RunSpec) -> float:
     """Size of the state that a run in progress goes on from: networks, momentum, best weights and memory bank."""
     networks = 3 if supervised_only(suite, spec) else 5
     settings, size = spec.settings, spec.recipe.estimate.weights_mb * networks
-    if "contrast" in suite.methods[spec.method].groups and settings.bank and settings.bank_in_checkpoint:
+    if isinstance(settings, Contrast) and settings.bank and settings.bank_in_checkpoint:
         vectors = settings.bank_size_background + settings.bank_size * (len(spec.dataset.classes) - 1)
         size += vectors * spec.recipe.network.representation * MB_PER_VECTOR
     return size
@@ -128,7 +130,8 @@ def measured(suite: Suite, results: Path) -> dict[Shape, Rate]:
             spec, took = run["spec"], run["provenance"]
             if spec["method"] not in suite.methods:
                 continue
-            streams = 2 if "teacher" in suite.methods[spec["method"]].groups else 1
+            own = SETTINGS[spec["method"]]
+            streams = len(own(**{k: v for k, v in spec["settings"].items() if k in own.model_fields}).streams)
             device, recipe = took["device"], spec["recipe"]
             shape = _shape(spec, took["world_size"], not device.startswith("cpu"))
             step = shape.batch * streams / took["images_per_s"]

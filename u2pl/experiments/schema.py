@@ -231,79 +231,6 @@ MACHINE = (
 
 
 DEFAULT_FIDELITY = "paper"
-Reading = Literal["paper", "released"]
-Group = Literal["training", "supervised", "teacher", "mixing", "contrast"]
-
-
-def factor(default: Any, group: Group) -> Any:
-    """A setting of the methods that use its group; for the others it keeps its default, so that runs stay equal."""
-    return Field(default, json_schema_extra={"group": group})
-
-
-class MethodSettings(Strict):
-    """The symbols of section 3, and every factor in which the paper and the released code differ.
-
-    docs/fidelity.md has a row for each. The defaults are the paper's; where it is silent, the released code's.
-    `params/fidelity.yaml` holds what the two presets change per data set.
-    """
-
-    # --- data and optimisation: every method
-    split_source: Literal["drawn", "u2pl", "cps"] = factor("drawn", "training")
-    backbone_stem: Literal["7x7", "deep"] = factor("7x7", "training")
-    cityscapes_loss: Literal["cross_entropy", "ohem_auxiliary"] = factor("cross_entropy", "training")
-    decoder_lr_multiplier: Annotated[float, Field(gt=0)] = factor(10.0, "training")
-    crop_pad_label_train: Literal["ignore", "zero"] = factor("zero", "training")
-    crop_pad_label_evaluation: Literal["ignore", "zero"] = factor("zero", "training")
-    checkpoint_selection: Literal["best", "last"] = factor("best", "training")
-    # per_stream: `batch` labelled and as many unlabelled images; total: half of each
-    batch_size: Literal["per_stream", "total"] = factor("per_stream", "training")
-    # an epoch of SupOnly: one pass over the labelled list, or as many steps as the semi-supervised methods take
-    suponly_epoch_unit: Literal["labelled", "iterations"] = factor("labelled", "supervised")
-    # --- teacher: every semi-supervised method
-    eta: Annotated[float, Field(ge=0)] = factor(1.0, "teacher")  # Eq. 8
-    warmup_epochs: Annotated[int, Field(ge=0)] = factor(0, "teacher")  # supervised loss only
-    ema_decay: Probability = factor(0.99, "teacher")
-    ema_warmup: bool = factor(True, "teacher")  # decay_t = min(1 - 1 / (t + 1), ema_decay)
-    # batch-norm statistics: the teacher's own passes in training mode, or averaged like the parameters
-    teacher_buffers: Literal["own", "averaged"] = factor("own", "teacher")
-    # in the first epoch after the warm-up the teacher has the student's parameters, or is averaged at once
-    teacher_first_epoch: Literal["shared", "averaged"] = factor("shared", "teacher")
-    # --- mixing: CutMix and U2PL
-    cutmix_probability: Probability = factor(0.5, "mixing")
-    # pseudo-labels of the unmixed images, mixed with them; or of the mixed images
-    pseudo_label: Literal["before_mix", "after_mix"] = factor("before_mix", "mixing")
-    # --- contrast: U2PL
-    alpha_0: Probability = factor(0.2, "contrast")  # Eq. 7
-    dpa: bool = factor(True, "contrast")  # Eq. 7; off: alpha_t = alpha_0
-    contrastive_weight: Annotated[float, Field(ge=0)] = factor(1.0, "contrast")  # lambda_c, Eq. 1
-    # the released code divides the term's gradient by its number of GPUs; here the number is explicit
-    contrastive_world_size: Positive = factor(1, "contrast")
-    tau: Annotated[float, Field(gt=0)] = factor(0.5, "contrast")
-    anchors_per_class: Positive = factor(50, "contrast")  # M
-    negatives_per_anchor: Positive = factor(256, "contrast")  # N
-    delta_p: Probability = factor(0.3, "contrast")  # Eq. 9, 10
-    r_low: Annotated[int, Field(ge=0)] = factor(3, "contrast")  # Eq. 14, 15
-    r_high: Positive = factor(20, "contrast")
-    negatives: Literal["unreliable", "reliable", "all"] = factor("unreliable", "contrast")  # Table 4
-    bank: bool = factor(True, "contrast")  # Q_c; off: negatives of the current batch only
-    bank_size: Positive = factor(30000, "contrast")  # vectors per class
-    bank_size_background: Positive = factor(50000, "contrast")  # class 0
-    bank_in_checkpoint: bool = factor(True, "contrast")  # off: a resumed run starts with empty banks
-    positive_source: Literal["teacher"] = factor("teacher", "contrast")
-    negative_source: Literal["teacher"] = factor("teacher", "contrast")
-    teacher_view: Reading = factor("paper", "contrast")
-    anchor_class_indexing: Reading = factor("paper", "contrast")
-    negative_label_mask: Reading = factor("paper", "contrast")
-    unlabelled_anchor_entropy: Reading = factor("paper", "contrast")
-    positive_filter: Reading = factor("paper", "contrast")
-    contrastive_normaliser: Reading = factor("paper", "contrast")
-
-    @classmethod
-    def group(cls, name: str) -> str:
-        """The group of a setting."""
-        extra = cls.model_fields[name].json_schema_extra
-        assert isinstance(extra, dict)
-        return str(extra["group"])
 
 
 class Preset(Strict):
@@ -314,11 +241,15 @@ class Preset(Strict):
     pascal: dict[str, Any] = {}
     cityscapes: dict[str, Any] = {}
 
+    def of(self, kind: type[Training], dataset: str) -> dict[str, Any]:
+        """The values for a kind of data set, of the settings that the class has."""
+        values = self.all | getattr(self, dataset)
+        return {name: value for name, value in values.items() if name in kind.model_fields}
+
 
 class Method(Strict):
     title: Text
-    groups: Annotated[list[Group], Field(min_length=1), AfterValidator(each_once)]  # of the settings it uses
-    settings: dict[str, Any] = {}
+    settings: dict[str, Any] = {}  # that differ from the preset's
 
 
 class Row(Strict):
@@ -442,8 +373,6 @@ class RunSpec(Strict):
     def of_the_method(cls, value: Any, info: ValidationInfo) -> Any:
         """A mapping, as files hold it, becomes the settings class of `method`."""
         kind = SETTINGS.get(info.data.get("method", ""), Training)
-        if isinstance(value, MethodSettings):  # until the grid makes them itself
-            value = {name: each for name, each in value.model_dump().items() if name in kind.model_fields}
         return kind.model_validate(value) if isinstance(value, dict) else value
 
     @property
@@ -457,10 +386,11 @@ class RunSpec(Strict):
         return f"{self.protocol}/{self.settings.split_source}/{self.labelled}"
 
     def science(self) -> dict[str, Any]:
-        """What the numbers depend on: all but where archives come from and what the machine is asked for."""
+        """What the numbers depend on: all but addresses, colours and what the machine is asked for."""
         reference = [name for name in COMPUTATION if getattr(self.recipe, name) == Recipe.model_fields[name].default]
         machine = {name: True for name in (*MACHINE, *reference)}
         dataset: dict[str, Any] = {"archives": True, "disk_mb": True, "synthetic": True, "evaluation": {"batch": True}}
+        dataset["classes"] = {"__all__": {"colour": True}}
         exclude: dict[str, Any] = {"recipe": machine, "dataset": dataset}
         # The preset is a way to write settings, not one of them.
         exclude |= {"fidelity": True, "overrides": True, "departures": True}

@@ -1,0 +1,131 @@
+"""What holds for every method, before its author writes a test. For several ranks: tests/engine/test_distributed.py."""
+
+from typing import Any
+
+import pytest
+import torch
+
+from tests.small import IGNORE, Network, averages, batch, build, progress, second
+from u2pl.engine.optimisers import assert_all_optimised
+from u2pl.experiments.schema import Recipe
+from u2pl.experiments.settings import SETTINGS
+from u2pl.methods import METHODS
+
+torch.set_num_threads(1)
+ESTIMATE = {"supervised_step": 1, "semi_supervised_step": 1, "validation": 1, "weights_mb": 1}
+RECIPE = Recipe.model_validate(
+    {"network": {"encoder": "resnet18"}, "lr": 0.1, "weight_decay": 0.0, "epochs": 4, "batch": 2, "crop": 33}
+    | {"estimate": ESTIMATE}
+)
+CASES = {name: (name, {}) for name in METHODS} | {
+    "released": ("u2pl", {"teacher_view": "released", "negative_label_mask": "released"}),
+    "cps second batch": ("cps", {"cps_partner": "second_batch", "cps_labelled": True}),
+    "cps without mixing": ("cps", {"cps_mixing": "none"}),
+    "cps mean": ("cps", {"evaluated": "mean", "cps_masks": "half_box", "cps_label_mode": "eval"}),
+}
+every = pytest.mark.parametrize("case", CASES)
+
+
+def made(case: str) -> Any:
+    name, changes = CASES[case]
+    return build(name, lambda: Network(auxiliary=True, dropout=True), **changes).train()
+
+
+def given(case: str, seed: int = 0) -> dict[str, torch.Tensor]:
+    """A batch of what the method's streams ask for."""
+    name, changes = CASES[case]
+    streams = SETTINGS[name](**changes).streams
+    found = batch(seed) | (second(seed) if "unlabelled_2" in streams else {})
+    return found if "unlabelled" in streams else {key: found[key] for key in ("image_l", "mask_l")}
+
+
+def step(method: Any, case: str, seed: int = 0) -> dict[str, torch.Tensor]:
+    """One whole step, dropout included, from equal generators."""
+    torch.manual_seed(seed)
+    now = progress(seed=seed)
+    (optimiser,) = method.optimisers(RECIPE)
+    losses = method(given(case, seed), now)
+    losses["loss"].backward()
+    optimiser.step()
+    optimiser.zero_grad(set_to_none=True)
+    method.after_step(now)
+    return losses
+
+
+def test_every_method_has_settings() -> None:
+    assert METHODS.keys() == SETTINGS.keys()
+
+
+@every
+def test_losses_are_finite_scalars(case: str) -> None:
+    for value in step(made(case), case).values():
+        assert value.shape == () and torch.isfinite(value)
+
+
+@every
+def test_gradients_reach_exactly_what_is_trained(case: str) -> None:
+    method = made(case)
+    method(given(case), progress())["loss"].backward()
+    followers = {id(parameter) for parameter in averages(method)}
+    for name, parameter in method.named_parameters():
+        assert parameter.requires_grad == (id(parameter) not in followers), name
+        # The representation is for methods with a contrast; the others leave its head alone.
+        if id(parameter) in followers or ("representation" in name and not hasattr(method, "contrast")):
+            assert parameter.grad is None, name
+        else:
+            assert parameter.grad is not None and parameter.grad.abs().sum() > 0, name
+
+
+@every
+def test_every_trainable_parameter_is_optimised(case: str) -> None:
+    method = made(case)
+    assert_all_optimised(method, method.optimisers(RECIPE))
+
+
+@every
+def test_trained_and_averaged_networks_are_as_many_as_the_settings_say(case: str) -> None:
+    method = made(case)
+    networks = [module for module in method.modules() if isinstance(module, Network)]
+    trained = [network for network in networks if next(network.parameters()).requires_grad]
+    assert (len(trained), len(networks) - len(trained)) == (method.settings.trained, method.settings.averaged)
+
+
+@every
+def test_equal_generators_give_equal_losses_and_weights(case: str) -> None:
+    first, other = made(case), made(case)
+    one, two = step(first, case, 3), step(other, case, 3)
+    assert all(torch.equal(one[name], two[name]) for name in one)
+    state = other.state_dict()
+    assert all(torch.equal(value, state[name]) for name, value in first.state_dict().items())
+
+
+@every
+def test_a_state_resumes_to_the_bit(case: str) -> None:
+    method, other = made(case), made(case)
+    step(method, case)
+    other.load_state_dict(method.state_dict())
+    one, two = step(method, case, 1), step(other, case, 1)
+    assert all(torch.equal(one[name], two[name]) for name in one)
+    state = other.state_dict()
+    assert all(torch.equal(value, state[name]) for name, value in method.state_dict().items())
+
+
+@every
+def test_a_batch_without_labels_is_finite(case: str) -> None:
+    method, data = made(case), given(case)
+    data["mask_l"] = torch.full_like(data["mask_l"], IGNORE)
+    losses = method(data, progress())
+    losses["loss"].backward()
+    assert all(torch.isfinite(value) for value in losses.values()) and losses["supervised"] == 0
+    assert all(p.grad is None or torch.isfinite(p.grad).all() for p in method.parameters())
+
+
+@every
+def test_what_is_evaluated_fits_a_new_network(case: str) -> None:
+    method = made(case)
+    step(method, case)
+    new = type(method).new_evaluated(method.settings, lambda: Network(auxiliary=True, dropout=True))
+    new.load_state_dict(method.evaluated.state_dict())
+    images = given(case)["image_l"]
+    with torch.no_grad():
+        assert torch.equal(new.eval()(images)["logits"], method.evaluated.eval()(images)["logits"])
