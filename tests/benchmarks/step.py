@@ -13,6 +13,7 @@ import tempfile
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import torch
 from rich.console import Console
@@ -22,7 +23,7 @@ from u2pl.data.prepare import prepare
 from u2pl.data.splits import draw
 from u2pl.data.synthesize import synthesize
 from u2pl.engine.seeding import choose_device, deterministic
-from u2pl.engine.train import Trainer
+from u2pl.engine.trainer import Trainer
 from u2pl.experiments import RunSpec, load_suite
 
 VARIANTS: dict[str, dict[str, object]] = {
@@ -56,18 +57,19 @@ def networks(trainer: Trainer, batch: dict[str, torch.Tensor]) -> Callable[[], N
     moved = trainer._to_device(batch)
     images = torch.cat([value for name, value in moved.items() if name.startswith("image")])
     half = trainer.spec.recipe.precision == "bf16"
+    method: Any = trainer.method
+    student, teacher, (optimiser,) = method.student, method.teacher.network, trainer.optimisers
 
     def passes() -> None:
         with torch.autocast(trainer.device.type, torch.bfloat16, enabled=half):
-            if trainer.teacher is not None:
-                with torch.no_grad():
-                    trainer.teacher.eval()(images)
-                    trainer.teacher.train()(images)
-            output = trainer.student(images)
-            loss = sum(value.float().square().mean() for value in output.values())
-        trainer.optimiser.zero_grad(set_to_none=True)
+            with torch.no_grad():
+                teacher.eval()(images)
+                teacher.train()(images)
+            output = student(images)
+            loss = sum(value.float().square().mean() for name, value in output.items() if name != "features")
+        optimiser.zero_grad(set_to_none=True)
         loss.backward()  # type: ignore[union-attr]
-        trainer.optimiser.step()
+        optimiser.step()
 
     return passes
 
@@ -114,7 +116,7 @@ def main() -> None:
                 variant = spec.model_copy(update={"recipe": recipe})
                 trainer = Trainer(variant, Path(folder) / "prepared", Path(folder) / "split", None, device)
                 trainer.epoch = spec.settings.warmup_epochs  # the first semi-supervised one
-                trainer.student.train()
+                trainer.method.train()
                 batch = next(iter(trainer.batches.epoch(0)))
                 step = seconds(lambda: trainer._step(batch, 1000), arguments.steps, device)  # noqa: B023
                 peak = torch.cuda.max_memory_allocated() / 2**30 if device.type == "cuda" else float("nan")

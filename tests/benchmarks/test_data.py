@@ -96,9 +96,7 @@ def test_batch_loading(compare_time: Any, tmp_path: Path) -> None:
     ids = folder(tmp_path, 16)
     spec = load_suite("demo").runs["pascal_blender-6-u2pl-seed0"]
     recipe = spec.recipe.model_copy(update={"crop": CROP, "batch": 4, "workers": 0})
-    batches = TrainBatches(
-        tmp_path, ids[:8], ids[8:], spec.dataset, recipe, spec.settings, seed=0, supervised_only=False
-    )
+    batches = TrainBatches(tmp_path, ids[:8], ids[8:], spec.dataset, recipe, spec.settings, seed=0)
 
     def suite() -> list[dict[str, Tensor]]:
         return list(batches.epoch(0))

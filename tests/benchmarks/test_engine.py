@@ -9,14 +9,14 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from u2pl.components.teacher import Teacher
 from u2pl.engine.evaluate import confusion_matrix, network_of, sliding_logits, window_starts
-from u2pl.engine.train import optimiser_for
 from u2pl.experiments import load_suite
 from u2pl.experiments.schema import RunSpec
-from u2pl.methods import Progress, build_method
+from u2pl.methods import METHODS, Progress, Setup, build_method
+from u2pl.models import DeepLab
 
 CLASSES, CROP, BATCH = 21, 129, 4
-METHODS = ("suponly", "mean_teacher", "cutmix", "u2pl")
 
 
 def spec_of(method: str) -> RunSpec:
@@ -32,15 +32,17 @@ def test_training_step(name: str, compare_time: Any) -> None:
     """What a method adds to its networks: the ratio is 1 if losses, bank, mixing and moving average cost nothing."""
     spec = spec_of(name)
     torch.manual_seed(0)
-    student = network_of(spec).train()
-    method = build_method(name, spec.settings, student, CLASSES, 255)
-    optimiser = optimiser_for(student, spec.recipe, 10)
+    method = build_method(name, spec.settings, Setup(lambda: network_of(spec), CLASSES, 255)).train()
+    (optimiser,) = method.optimisers(spec.recipe)
+    parts_of = dict(method.named_children())
+    trained = [network for network in parts_of.values() if isinstance(network, DeepLab)]
+    teacher = parts_of.get("teacher")
     labelled, unlabelled = torch.randn(2, BATCH, 3, CROP, CROP)
     masks = F.interpolate(torch.randint(CLASSES, (BATCH, 1, 5, 5)).float(), CROP)[:, 0].long()
     batch = {"image_l": labelled, "mask_l": masks, "image_u": unlabelled}
-    progress = Progress(epoch=1, epochs=4, step=10, steps=40, warmup_epochs=1, generator=torch.Generator())
+    progress = Progress(epoch=1, epochs=4, step=10, steps=40, generator=torch.Generator())
     both = torch.cat([labelled, unlabelled])
-    losses: list[dict[str, Tensor]] = []
+    found: list[dict[str, Tensor]] = []
 
     def step(loss: Tensor) -> None:
         optimiser.zero_grad(set_to_none=True)
@@ -51,24 +53,27 @@ def test_training_step(name: str, compare_time: Any) -> None:
         parts = method(batch, progress)
         step(parts["loss"])
         method.after_step(progress)
-        losses.append({key: torch.as_tensor(value).detach() for key, value in parts.items()})
+        found.append({key: torch.as_tensor(value).detach() for key, value in parts.items()})
 
     def straight_line() -> None:
-        if method.teacher is not None:
-            with torch.no_grad():
-                method.teacher.eval()(both if name == "u2pl" else unlabelled)
-                method.teacher.train()(both)
-        output = student(labelled if method.teacher is None else both)
-        loss = output["logits"].square().mean()
+        with torch.no_grad():
+            if isinstance(teacher, Teacher):
+                teacher.network.eval()(both if name == "u2pl" else unlabelled)
+                teacher.network.train()(both)
+            if name == "cps":  # labels of the unmixed images
+                for network in trained:
+                    network(unlabelled)
+        outputs = [network(labelled if name == "suponly" else both) for network in trained]
+        losses = [output["logits"].square().mean() for output in outputs]
         if name == "u2pl":  # the only one that trains the representation head
-            loss = loss + output["representation"].square().mean()
-        step(loss)
+            losses.append(outputs[0]["representation"].square().mean())
+        step(torch.stack(losses).sum())
 
     suite()
     straight_line()
     compare_time(suite, straight_line, rounds=5)
-    assert all(torch.isfinite(value) for parts in losses for value in parts.values())
-    assert ("contrastive" in losses[0]) == (name == "u2pl")
+    assert all(torch.isfinite(value) for parts in found for value in parts.values())
+    assert ("contrastive" in found[0]) == (name == "u2pl")
 
 
 def windows() -> tuple[Callable[[], Tensor], Callable[[], Tensor]]:

@@ -101,8 +101,8 @@ def two_steps(name: str) -> dict[str, Any]:
     forward = data_parallel(method)
     trained = {key: p for key, p in method.named_parameters() if p.requires_grad}
     optimiser = torch.optim.SGD(trained.values(), lr=0.1, momentum=0.9, weight_decay=0.01)
-    wanted = {"image_u2"} - ({"image_u2"} if "unlabelled_2" in settings.streams else set())
-    own = {key: share(value) for key, value in batch().items() if key not in wanted}
+    unasked = set() if "unlabelled_2" in settings.streams else {"image_u2"}
+    own = {key: share(value) for key, value in batch().items() if key not in unasked}
     generator = torch.Generator().manual_seed(0)
     found: dict[str, Any] = {}
     for step in (0, 1):

@@ -147,7 +147,7 @@ def test_equal_seeds_repeat_and_others_do_not(run: Callable[..., Path], make_spe
         assert_equal_weights(first, run(make_spec(seed=1), "third"))
 
 
-@pytest.mark.parametrize("method", ["suponly", "u2pl"])
+@pytest.mark.parametrize("method", ["suponly", "u2pl", "cps"])
 def test_a_continued_run_ends_with_the_same_weights(
     method: str, run: Callable[..., Path], make_spec: Spec, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
@@ -268,3 +268,11 @@ def test_missing_inputs_leave_nothing(prepared: Path, split: Path, make_spec: Sp
     with pytest.raises(UserError, match="no file"):
         train(make_spec(), prepared=tmp_path / "absent", split=split, **arguments)
     assert not list(tmp_path.iterdir())
+
+
+def test_the_mean_of_two_networks_is_kept_and_evaluated(run: Callable[..., Path], make_spec: Spec) -> None:
+    spec = make_spec("cps", epochs=1, settings={"evaluated": "mean", "cps_partner": "second_batch"})
+    out = run(spec)
+    assert load(out / "weights.pt")["last"].keys() == evaluated_network(spec).state_dict().keys()
+    score = json.loads((out / "evaluation.json").read_text())["last"]["miou"]
+    assert score == pytest.approx(float(history(out)[-1]["val_miou"]), abs=1e-9)

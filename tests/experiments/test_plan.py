@@ -179,7 +179,7 @@ def test_steps_are_those_of_the_training(tmp_path):
                 run = spec.model_copy(update={"settings": changed})
                 lists = ids[: spec.labelled], ids[spec.labelled :]
                 data = run.dataset, run.recipe, changed, 0
-                batches = TrainBatches(tmp_path, *lists, *data, supervised_only=supervised)
+                batches = TrainBatches(tmp_path, *lists, *data)
                 assert steps_an_epoch(suite, run) == len(batches), run.id
 
 
