@@ -10,7 +10,7 @@ import yaml
 
 from u2pl.errors import UserError
 from u2pl.experiments import load_suite
-from u2pl.experiments.plan import minutes, plan, state_mb, steps_an_epoch, supervised_only
+from u2pl.experiments.plan import minutes, plan, state_mb, steps_an_epoch
 from u2pl.files import read_json, write_json
 
 ROOT = Path(__file__).parents[2]
@@ -159,8 +159,8 @@ def test_the_paper_time_limits_follow_the_steps():
     assert minutes(suite, u2pl, 3) == minutes(suite, u2pl, 9) == 3 * minutes(suite, u2pl)
     # 50000 vectors of the background and 30000 of each other class; the released reading keeps no bank
     bank = (50000 + 20 * 30000) * 256 * 4 / 1e6
-    assert state_mb(suite, runs["pascal_classic-92-u2pl-seed0"]) == pytest.approx(5 * 258 + bank)
-    assert state_mb(suite, runs["pascal_blender-662-u2pl-released-seed0"]) == 5 * 258
+    assert state_mb(suite, runs["pascal_classic-92-u2pl-seed0"]) == pytest.approx(4 * 258 + bank)
+    assert state_mb(suite, runs["pascal_blender-662-u2pl-released-seed0"]) == 4 * 258
 
 
 def test_steps_are_those_of_the_training(tmp_path):
@@ -172,7 +172,6 @@ def test_steps_are_those_of_the_training(tmp_path):
     for spec in suite.runs.values():
         universe = spec.dataset.counts[suite.protocols[spec.protocol].universe]
         ids = [str(number) for number in range(universe)]
-        supervised = supervised_only(suite, spec)
         for unit in ("labelled", "iterations"):
             for size in ("per_stream", "total"):
                 changed = spec.settings.model_copy(update={"suponly_epoch_unit": unit, "batch_size": size})

@@ -18,19 +18,19 @@ SETTINGS = "pascal_blender-24-"
 FAULTS = {
     "r_low off by one": (
         SETTINGS + "u2pl-seed0",
-        "import u2pl.engine.train as train; build = train.build_method\n"
+        "import u2pl.engine.trainer as train; build = train.build_method\n"
         "def wrong(name, settings, *rest):\n"
         "    return build(name, settings.model_copy(update={'r_low': settings.r_low + 1}), *rest)\n"
         "train.build_method = wrong",
     ),
     "EMA never updated": (
         SETTINGS + "mean_teacher-seed0",
-        "import u2pl.methods.mean_teacher as module; module.ema_update\n"
+        "import u2pl.components.teacher as module; module.ema_update\n"
         "module.ema_update = lambda *arguments, **options: None",
     ),
     "padding counted as background": (
         SETTINGS + "u2pl-crop_pad_label_evaluation=ignore-seed0",
-        "import u2pl.engine.evaluate as evaluate, u2pl.engine.train as train; train.pad_label, evaluate.pad_label\n"
+        "import u2pl.engine.evaluate as evaluate, u2pl.engine.trainer as train; train.pad_label, evaluate.pad_label\n"
         "train.pad_label = evaluate.pad_label = lambda spec: 0",
     ),
 }

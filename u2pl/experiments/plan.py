@@ -96,14 +96,14 @@ def grown(attempt: int) -> int:
 
 
 def weights_mb(suite: Suite, spec: RunSpec) -> float:
-    """Size of weights.pt: last and best, each of the student and of the teacher where there is one."""
-    return spec.recipe.estimate.weights_mb * (2 if supervised_only(suite, spec) else 4)
+    """Size of weights.pt: last and best of what is evaluated."""
+    return spec.recipe.estimate.weights_mb * 2 * spec.settings.kept
 
 
 def state_mb(suite: Suite, spec: RunSpec) -> float:
-    """Size of the state that a run in progress goes on from: networks, momentum, best weights and memory bank."""
-    networks = 3 if supervised_only(suite, spec) else 5
-    settings, size = spec.settings, spec.recipe.estimate.weights_mb * networks
+    """Size of the state that a run in progress resumes from: networks, momentum, best weights and memory bank."""
+    settings = spec.settings
+    size = spec.recipe.estimate.weights_mb * (2 * settings.trained + settings.averaged + settings.kept)
     if isinstance(settings, Contrast) and settings.bank and settings.bank_in_checkpoint:
         vectors = settings.bank_size_background + settings.bank_size * (len(spec.dataset.classes) - 1)
         size += vectors * spec.recipe.network.representation * MB_PER_VECTOR

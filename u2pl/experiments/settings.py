@@ -33,6 +33,11 @@ class Training(Strict):
     batch_size: Literal["per_stream", "total"] = "per_stream"
 
     @property
+    def kept(self) -> int:
+        """Networks that are evaluated together, and whose weights a run keeps."""
+        return 1
+
+    @property
     def streams(self) -> frozenset[Stream]:
         """What the method reads of a batch."""
         return frozenset({"labelled", "unlabelled"})
@@ -124,6 +129,10 @@ class CPS(Training):
     cps_labelled: bool = False  # the labelled images take part in the cross term as well
     cps_label_mode: Literal["train", "eval"] = "train"  # of the passes that make the labels
     evaluated: Literal["first", "mean"] = "first"  # network, or the mean of both networks' probabilities
+
+    @property
+    def kept(self) -> int:
+        return 2 if self.evaluated == "mean" else 1
 
     @property
     def streams(self) -> frozenset[Stream]:
