@@ -14,7 +14,7 @@ import typer
 from u2pl.cli_data import Scale, data, restored, splits
 from u2pl.errors import UserError
 from u2pl.experiments import RunSpec, Suite, load_suite
-from u2pl.experiments.params import nearest
+from u2pl.experiments.params import pick
 from u2pl.files import write_json
 
 # Heavy imports stand inside the verbs: listing runs must not wait for torch.
@@ -27,9 +27,7 @@ Device = Annotated[str, typer.Option(help="auto, cpu or cuda.")]
 
 
 def _find(suite: Suite, run: str) -> RunSpec:
-    if run not in suite.runs:
-        raise UserError(f"run {run!r}", f"no such run at scale {suite.scale!r}", nearest(run, list(suite.runs)))
-    return suite.runs[run]
+    return pick(suite.runs, run, f"run at scale {suite.scale!r}")
 
 
 def _folders(spec: RunSpec) -> tuple[Path, Path, Path, Path]:
@@ -140,13 +138,12 @@ def table(name: str, scale: Scale = "demo") -> None:
     from u2pl.report.tables import write_table
 
     suite = load_suite(scale)
-    if name not in suite.tables:
-        raise UserError(f"table {name!r}", "no such file in params/tables", nearest(name, list(suite.tables)))
+    shown = pick(suite.tables, name, f"table at scale {scale!r}")
     results = Path("results") / scale
     source, part = results / "cells" / f"{name}.csv", only(suite, name)
     write_cells(part, results, source)
     write_comparisons(part, results, results / "comparisons" / f"{name}.csv")
-    write_table(source, suite.tables[name], name, suite.params, results / "tables" / name)
+    write_table(source, shown, name, suite.params, results / "tables" / name)
 
 
 @app.command()

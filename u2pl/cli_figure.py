@@ -5,9 +5,8 @@ from pathlib import Path
 from u2pl.cli_data import restored
 from u2pl.data.lists import read_ids
 from u2pl.data.splits import check
-from u2pl.errors import UserError
 from u2pl.experiments import figure_cells
-from u2pl.experiments.params import nearest
+from u2pl.experiments.params import pick
 from u2pl.experiments.schema import Suite
 from u2pl.report import figures
 
@@ -17,11 +16,7 @@ def draw(suite: Suite, name: str, device: str) -> None:
 
     Raises UserError for an unknown name, and where a file is missing or malformed.
     """
-    if name not in suite.figures:
-        raise UserError(
-            f"figure {name!r}", f"no such figure at scale {suite.scale!r}", nearest(name, list(suite.figures))
-        )
-    params, results = suite.figures[name], Path("results") / suite.scale
+    params, results = pick(suite.figures, name, f"figure at scale {suite.scale!r}"), Path("results") / suite.scale
     stem = results / "figures" / name
     if params.table is None:
         _draw_predicted(suite, name, stem, device)

@@ -10,7 +10,9 @@ import yaml
 
 from u2pl.errors import UserError
 from u2pl.experiments import load_suite
-from u2pl.experiments.plan import minutes, plan, state_mb, steps_an_epoch, supervised_only
+from u2pl.experiments.cost import minutes, state_mb
+from u2pl.experiments.plan import plan
+from u2pl.experiments.schedule import reads_unlabelled, steps_of, validates, validations
 from u2pl.files import read_json, write_json
 
 ROOT = Path(__file__).parents[2]
@@ -172,7 +174,7 @@ def test_steps_are_those_of_the_training(tmp_path):
     for spec in suite.runs.values():
         universe = spec.dataset.counts[suite.protocols[spec.protocol].universe]
         ids = [str(number) for number in range(universe)]
-        supervised = supervised_only(suite, spec)
+        supervised = not reads_unlabelled(suite, spec)
         for unit in ("labelled", "iterations"):
             for size in ("per_stream", "total"):
                 changed = spec.settings.model_copy(update={"suponly_epoch_unit": unit, "batch_size": size})
@@ -180,7 +182,13 @@ def test_steps_are_those_of_the_training(tmp_path):
                 lists = ids[: spec.labelled], ids[spec.labelled :]
                 data = run.dataset, run.recipe, changed, 0
                 batches = TrainBatches(tmp_path, *lists, *data, supervised_only=supervised)
-                assert steps_an_epoch(suite, run) == len(batches), run.id
+                assert steps_of(suite, run) == len(batches), run.id
+
+
+@pytest.mark.parametrize(("epochs", "every", "after"), [(7, 3, [3, 6, 7]), (6, 3, [3, 6]), (2, 5, [2]), (1, 1, [1])])
+def test_validations_are_counted_where_they_are_made(epochs, every, after):
+    assert [epoch for epoch in range(1, epochs + 1) if validates(epoch, epochs, every)] == after
+    assert validations(epochs, every) == len(after)
 
 
 def test_the_command_prints_80_columns_and_names_a_mistake():

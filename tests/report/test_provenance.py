@@ -479,10 +479,10 @@ def test_a_table_is_printed(capsys: pytest.CaptureFixture[str]) -> None:
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["smal"], "run 'smal': found no such run at scale 'tiny', expected 'small'"),
+        (["smal"], "run or table at scale 'tiny': found 'smal', expected 'small'"),
         ([RUN.name.replace("classic", "clasic")], f"expected '{RUN.name}'"),
-        (["smal", "SupOnly", "1/8"], "table 'smal': found no such table at this scale, expected 'small'"),
-        (["small", "SupOnl", "1/8"], "small: row 'SupOnl': found no such row, expected 'SupOnly'"),
+        (["smal", "SupOnly", "1/8"], "table at scale 'tiny': found 'smal', expected 'small'"),
+        (["small", "SupOnl", "1/8"], "row of small: found 'SupOnl', expected 'SupOnly'"),
         (["small", "SupOnly", "pascal_clasic 1/8"], "expected 'pascal_classic 1/8'"),
         (["small", "SupOnly", "1/8"], "found 2 columns, expected 'pascal_classic 1/8' or 'pascal_blender 1/8'"),
         (["small", "SupOnly"], "show: found 2 arguments, expected a table; a table, a row and a column; or a run id"),

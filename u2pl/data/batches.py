@@ -15,6 +15,7 @@ from torchvision import tv_tensors
 from u2pl.data.augment import weak_augmentation
 from u2pl.data.images import check_labels, check_size, decode_image, decode_mask, read_bytes
 from u2pl.errors import UserError
+from u2pl.experiments.schedule import images_per_step, steps_per_epoch
 from u2pl.experiments.schema import Dataset, MethodSettings, Recipe
 from u2pl.files import read_fields
 
@@ -68,9 +69,8 @@ class SegmentationFolder(TorchDataset[Sample]):
 class TrainBatches:
     """The batches of a run.
 
-    An epoch is one pass over the unlabelled list, with the labelled list repeated to its length; over the labelled list
-    if nothing is unlabelled, or if `supervised_only` and the settings count SupOnly's epochs so. An incomplete last
-    batch is dropped; a list shorter than one batch is repeated to give one. Orders and augmentations come from (recipe
+    An epoch has `u2pl.experiments.schedule.steps_per_epoch` steps; the labelled list is repeated to its length, and a
+    list shorter than one batch to give one. Orders and augmentations come from (recipe
     seed, epoch, stream, position) alone: batches do not depend on the number of workers, and an epoch can be entered
     without those before it. Of `ranks` processes, the one called `rank` loads its stretch of each batch only; `images`
     is its length. Raises UserError if a batch has no equal stretches.
@@ -102,15 +102,14 @@ class TrainBatches:
 
         # With every image labelled there is still something to be consistent on: the labelled images themselves.
         unlabelled = None if supervised_only else folder(unlabelled_ids or labelled_ids)
-        whole = not supervised_only or settings.suponly_epoch_unit == "iterations"
-        length = len(unlabelled_ids) if whole and unlabelled_ids else len(labelled_ids)
-        # Half of an odd batch is rounded down, but never to nothing.
-        batch = recipe.batch if settings.batch_size == "per_stream" else max(1, recipe.batch // 2)
+        lengths = len(labelled_ids), len(unlabelled_ids)
+        steps = steps_per_epoch(recipe, settings, *lengths, both=not supervised_only)
+        batch = images_per_step(recipe.batch, settings.batch_size)
         if batch % ranks:
             raise UserError("recipe: batch", f"{batch} images a step for {ranks} ranks", f"a multiple of {ranks}")
         self.images = batch // ranks
         stretch = range(rank * self.images, (rank + 1) * self.images)
-        self._steps = _Steps(folder(labelled_ids), unlabelled, max(1, length // batch), batch, stretch, seed)
+        self._steps = _Steps(folder(labelled_ids), unlabelled, steps, batch, stretch, seed)
         self._order = _Order()
         self._loader = DataLoader(
             self._steps,

@@ -25,6 +25,7 @@ from u2pl.engine.run_lock import lock_path, locked_run
 from u2pl.engine.seeding import choose_device, deterministic, random_state, restore_random_state, seed_everything
 from u2pl.engine.stopping import Stopped, StopRequest
 from u2pl.errors import UserError
+from u2pl.experiments.schedule import validates
 from u2pl.files import atomic_path, sha256, write_json
 from u2pl.methods import Progress, build_method
 from u2pl.models import DeepLab, load_encoder_weights
@@ -286,7 +287,7 @@ class Trainer:
         recipe = self.spec.recipe
         if self.index or not self.history or "val_miou" in self.history[-1]:
             return False
-        return self.epoch % recipe.validate_every == 0 or self.epoch == recipe.epochs
+        return validates(self.epoch, recipe.epochs, recipe.validate_every)
 
     def validate(self, between: Callable[[], None] = lambda: None) -> None:
         """Evaluate the teacher (the student where there is none), note it in the history and keep the best weights.

@@ -21,7 +21,7 @@ import pandas as pd
 from scipy.special import stdtrit
 
 from u2pl.errors import UserError
-from u2pl.experiments.params import nearest
+from u2pl.experiments.params import pick
 from u2pl.experiments.schema import Suite
 from u2pl.files import atomic_path
 from u2pl.report.runs import check_history, command, read_run
@@ -70,8 +70,7 @@ def measure(suite: Suite, results: Path, run: str) -> dict[str, Any]:
 
     Raises UserError if the run has not been made, or with other params than today's.
     """
-    if run not in suite.runs:
-        raise UserError(f"run {run!r}", f"no such run at scale {suite.scale!r}", nearest(run, list(suite.runs)))
+    today = pick(suite.runs, run, f"run at scale {suite.scale!r}").params_sha256
     done = read_run(suite, results, run)
     try:
         provenance = done.record["provenance"]
@@ -86,7 +85,7 @@ def measure(suite: Suite, results: Path, run: str) -> dict[str, Any]:
     except (KeyError, TypeError, AttributeError) as error:
         where = results / "runs" / run / "run.json"
         raise UserError(where, f"{type(error).__name__} {error}", "the record of a run by this version") from error
-    if known["params_sha256"] != (today := suite.runs[run].params_sha256):
+    if known["params_sha256"] != today:
         where, again = results / "runs" / run / "run.json", command(suite, results, [run])
         raise UserError(where, f"params {known['params_sha256'][:12]}", f"{today[:12]}, today's: {again}")
     return {"run": run, **done.miou, "loss": _last_loss(results / "runs" / run / "history.csv"), **known}

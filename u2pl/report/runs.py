@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from u2pl.errors import UserError
-from u2pl.experiments.params import nearest
+from u2pl.experiments.params import pick
 from u2pl.experiments.schema import Suite
 from u2pl.files import read_fields, read_json, sha256
 
@@ -38,8 +38,7 @@ def read_run(suite: Suite, results: Path, run: str) -> Run:
     folder = results / "runs" / run
     source, target = folder / "run.json", folder / "evaluation.json"
     if run not in suite.runs and run not in {path.name for path in folder.parent.glob("*")}:
-        known = [*suite.runs, *suite.tables]
-        raise UserError(f"run {run!r}", f"no such run at scale {suite.scale!r}", nearest(run, known))
+        pick({**suite.runs, **suite.tables}, run, f"run or table at scale {suite.scale!r}")
     again = command(suite, results, [run])
     for path in (source, target):
         if not path.is_file():
