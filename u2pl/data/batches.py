@@ -15,9 +15,10 @@ from torchvision import tv_tensors
 from u2pl.data.augment import weak_augmentation
 from u2pl.data.images import check_labels, check_size, decode_image, decode_mask, read_bytes
 from u2pl.errors import UserError
+from u2pl.experiments.records import PreparedManifest, read
 from u2pl.experiments.schedule import images_per_step, steps_per_epoch
 from u2pl.experiments.schema import Dataset, MethodSettings, Recipe
-from u2pl.files import read_fields
+from u2pl.folders import Prepared
 
 Sample = tuple[tv_tensors.Image, tv_tensors.Mask]
 _LABELLED, _UNLABELLED = 0, 1  # streams: part of every sample's seed
@@ -39,8 +40,9 @@ class SegmentationFolder(TorchDataset[Sample]):
         ignore_label: int,
         transform: Callable[..., Any] | None = None,
     ) -> None:
-        self.suffix: str = read_fields(prepared / "manifest.json", suffix=str)["suffix"]
-        self.prepared, self.ids, self.transform = prepared, list(ids), transform
+        self.prepared = Prepared(prepared)
+        self.suffix = read(PreparedManifest, self.prepared.manifest).suffix
+        self.ids, self.transform = list(ids), transform
         self.n_classes, self.ignore_label = n_classes, ignore_label
 
     def __len__(self) -> int:
@@ -48,7 +50,7 @@ class SegmentationFolder(TorchDataset[Sample]):
 
     def __getitem__(self, index: int) -> Sample:
         image = self._image(index)
-        path = self.prepared / "masks" / f"{self.ids[index]}.png"
+        path = self.prepared.mask(self.ids[index])
         labels = decode_mask(read_bytes(path), path)
         check_size(labels, (image.shape[-2], image.shape[-1]), path)
         check_labels(labels, self.n_classes, self.ignore_label, path)
@@ -61,7 +63,7 @@ class SegmentationFolder(TorchDataset[Sample]):
         return self.transform(image) if self.transform else image
 
     def _image(self, index: int) -> tv_tensors.Image:
-        path = self.prepared / "images" / f"{self.ids[index]}{self.suffix}"
+        path = self.prepared.images / f"{self.ids[index]}{self.suffix}"
         pixels = decode_image(read_bytes(path), path)
         return tv_tensors.Image(torch.from_numpy(pixels).permute(2, 0, 1).contiguous())
 

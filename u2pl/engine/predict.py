@@ -18,6 +18,7 @@ from u2pl.data.images import UInt8
 from u2pl.engine.checkpoints import load_network_weights, load_run
 from u2pl.engine.evaluate import confusion_matrix, iou, network_of, sliding_logits
 from u2pl.engine.seeding import choose_device, deterministic
+from u2pl.folders import Run
 
 if TYPE_CHECKING:
     from u2pl.experiments.schema import Dataset, RunSpec
@@ -102,7 +103,7 @@ def _folder(prepared: Path, ids: Sequence[str], dataset: "Dataset") -> Segmentat
 def _trained(spec: "RunSpec", run_dir: Path, selection: str, device: torch.device) -> nn.Module:
     weights, _ = load_run(spec, run_dir)
     network = network_of(spec)
-    load_network_weights(network, weights, selection, run_dir / "weights.pt")
+    load_network_weights(network, weights, selection, Run(run_dir).weights)
     return network.to(device).eval()
 
 

@@ -1,6 +1,5 @@
 """Training of one run, from its spec to the run directory."""
 
-import csv
 import sys
 import time
 from collections.abc import Callable, Iterable, Iterator
@@ -25,8 +24,11 @@ from u2pl.engine.run_lock import lock_path, locked_run
 from u2pl.engine.seeding import choose_device, deterministic, random_state, restore_random_state, seed_everything
 from u2pl.engine.stopping import Stopped, StopRequest
 from u2pl.errors import UserError
+from u2pl.experiments.params import validate
+from u2pl.experiments.records import RunRecord, write, write_history
 from u2pl.experiments.schedule import validates
-from u2pl.files import atomic_path, sha256, write_json
+from u2pl.files import sha256
+from u2pl.folders import Run, Split
 from u2pl.methods import Progress, build_method
 from u2pl.models import DeepLab, load_encoder_weights
 
@@ -168,7 +170,7 @@ class Trainer:
         self.student = student.to(device).to(memory_format=self.layout)
         self.method = build_method(spec.method, spec.settings, student, n_classes, dataset.ignore_label).to(device)
         self.teacher: torch.nn.Module | None = self.method.teacher
-        labelled, unlabelled = read_ids(split / "labeled.txt"), read_ids(split / "unlabeled.txt")
+        labelled, unlabelled = read_ids(Split(split).list("labeled")), read_ids(Split(split).list("unlabeled"))
         # A method without a teacher cannot learn from unlabelled images; its epoch is one pass over the labelled ones.
         self.batches = TrainBatches(
             prepared,
@@ -350,18 +352,15 @@ def write_run(out: Path, trainer: Trainer, start: dict[str, Any]) -> None:
     start: what `u2pl.engine.provenance.record` found when the training began.
     """
     assert trainer.best is not None
-    for name in ("evaluation.json", "run.json"):
-        (out / name).unlink(missing_ok=True)
+    run = Run(out)
+    for path in (run.evaluation, run.record):
+        path.unlink(missing_ok=True)
     spec, best = trainer.spec, trainer.best
     meta = {"run": spec.id, "epochs": trainer.epoch, "best_epoch": best["epoch"], "best_miou": best["miou"]}
     kept = {"student": best["student"], "teacher": best["teacher"]}
-    checkpoints.save(out / "weights.pt", {"last": trainer.weights(), "best": kept, "meta": meta})
-    columns = list(dict.fromkeys(name for row in trainer.history for name in row))
-    with atomic_path(out / "history.csv") as temporary, temporary.open("w", newline="", encoding="utf-8") as stream:
-        writer = csv.DictWriter(stream, columns, restval="", lineterminator="\n")
-        writer.writeheader()
-        writer.writerows(trainer.history)
-    write_live(out / "live", trainer.history)
+    checkpoints.save(run.weights, {"last": trainer.weights(), "best": kept, "meta": meta})
+    write_history(run.history, trainer.history)
+    write_live(run.live, trainer.history)
     provenance = start | {
         "world_size": world_size(),
         "steps": trainer.steps,
@@ -369,9 +368,9 @@ def write_run(out: Path, trainer: Trainer, start: dict[str, Any]) -> None:
         "images_per_s": trainer.images / trainer.training_seconds,
         "peak_memory_mb": peak_memory_mb(trainer.device),
     }
-    files = {name: sha256(out / name) for name in ("weights.pt", "history.csv")}
+    files = {path.name: sha256(path) for path in (run.weights, run.history)}
     parts = {"id": spec.id, "spec": spec.model_dump(mode="json"), "files": files, "provenance": provenance}
-    write_json(out / "run.json", parts | meta)
+    write(run.record, validate(RunRecord, parts | meta, run.record))
 
 
 def write_live(folder: Path, history: list[dict[str, float]]) -> None:

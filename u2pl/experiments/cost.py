@@ -4,12 +4,12 @@ import math
 from collections import defaultdict
 from pathlib import Path
 from statistics import fmean
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
-from u2pl.errors import UserError
+from u2pl.experiments.records import RecordedSpec, RunRecord, read
 from u2pl.experiments.schedule import images_per_step, reads_unlabelled, steps_of, validations
 from u2pl.experiments.schema import RunSpec, Suite
-from u2pl.files import read_json
+from u2pl.folders import Results
 
 MARGIN = 1.5  # of the time limit over the estimate: GPUs differ, and a run that is stopped waits in the queue again
 START_MINUTES = 10  # imports, the first batches and the evaluation of the weights file
@@ -77,12 +77,11 @@ def state_mb(suite: Suite, spec: RunSpec) -> float:
     return size
 
 
-def shape_of(spec: dict[str, Any], world_size: int, gpu: bool) -> Shape:
-    """Of a spec as run.json holds it."""
-    recipe = spec["recipe"]
-    network = sorted((key, str(value)) for key, value in recipe["network"].items() if key != "weights")
-    size = images_per_step(recipe["batch"], spec["settings"]["batch_size"])
-    return Shape(spec["dataset_name"], spec["method"], str(network), recipe["crop"], size, world_size, gpu)
+def shape_of(spec: RecordedSpec, world_size: int, gpu: bool) -> Shape:
+    recipe = spec.recipe
+    network = sorted((key, str(value)) for key, value in recipe.network.items() if key != "weights")
+    size = images_per_step(recipe.batch, spec.settings.batch_size)
+    return Shape(spec.dataset_name, spec.method, str(network), recipe.crop, size, world_size, gpu)
 
 
 def measured(suite: Suite, results: Path) -> dict[Shape, Rate]:
@@ -91,22 +90,18 @@ def measured(suite: Suite, results: Path) -> dict[Shape, Rate]:
     Raises UserError if a run.json is not one.
     """
     found: dict[Shape, dict[str, list[Rate]]] = defaultdict(lambda: defaultdict(list))
-    for path in sorted(results.glob("runs/*/run.json")):
-        run = read_json(path)
-        try:
-            spec, took = run["spec"], run["provenance"]
-            if spec["method"] not in suite.methods:
-                continue
-            streams = 2 if "teacher" in suite.methods[spec["method"]].groups else 1
-            device, recipe = took["device"], spec["recipe"]
-            shape = shape_of(spec, took["world_size"], not device.startswith("cpu"))
-            step = shape.batch * streams / took["images_per_s"]
-            # images_per_s counts the training alone; the validations share the rest of the wall time.
-            rest = max(0.0, took["wall_time_s"] - step * took["steps"])
-            rate = Rate(step, rest / validations(recipe["epochs"], recipe["validate_every"]), device)
-            found[shape][device].append(rate)
-        except (KeyError, TypeError, ValueError, AttributeError, ArithmeticError) as error:
-            raise UserError(path, f"{type(error).__name__} {error}", "the record of a finished run") from error
+    for path in Results(results).records():
+        run = read(RunRecord, path)
+        spec, took = run.spec, run.provenance
+        if spec.method not in suite.methods:
+            continue
+        streams = 2 if reads_unlabelled(suite, spec) else 1
+        shape = shape_of(spec, took.world_size, not took.device.startswith("cpu"))
+        step = shape.batch * streams / took.images_per_s
+        # images_per_s counts the training alone; the validations share the rest of the wall time.
+        rest = max(0.0, took.wall_time_s - step * took.steps)
+        passes = validations(spec.recipe.epochs, spec.recipe.validate_every)
+        found[shape][took.device].append(Rate(step, rest / passes, took.device))
     rates = {}
     for shape, devices in found.items():
         device, runs = max(devices.items(), key=lambda item: len(item[1]))

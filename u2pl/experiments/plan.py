@@ -7,12 +7,12 @@ from typing import TYPE_CHECKING
 
 from u2pl.experiments.cost import Rate, estimated, measured, seconds, shape_of, state_mb, weights_mb
 from u2pl.experiments.params import pick
+from u2pl.experiments.records import recorded
 from u2pl.experiments.schema import Suite
+from u2pl.folders import Data, Results, Run
 
 if TYPE_CHECKING:
     from rich.table import Table
-
-FINISHED = ("run.json", "evaluation.json")
 
 
 @dataclass(frozen=True)
@@ -56,12 +56,12 @@ def plan(suite: Suite, names: list[str], data: Path, results: Path) -> Plan:
     times = Counter(run for runs in needed.values() for run in runs)
     rates, specs = measured(suite, results), suite.runs
     everything = set().union(*(needed[name] for name in chosen))
-    folders = {run: results / "runs" / run for run in everything}
-    done = {run for run, path in folders.items() if all((path / file).exists() for file in FINISHED)}
+    folders = {run: Results(results).run(run) for run in everything}
+    done = {run for run, path in folders.items() if path.record.exists() and path.evaluation.exists()}
     known: dict[str, Rate] = {}
     for run in everything - done:
         gpus = specs[run].recipe.gpus
-        shape = shape_of(specs[run].model_dump(mode="json"), max(1, gpus), gpus > 0)
+        shape = shape_of(recorded(specs[run]), max(1, gpus), gpus > 0)
         if shape in rates:
             known[run] = rates[shape]
     hours = {}
@@ -80,23 +80,23 @@ def plan(suite: Suite, names: list[str], data: Path, results: Path) -> Plan:
         scale=suite.scale,
         unit="GPU-hours" if any(specs[run].recipe.gpus for run in everything) else "hours",
         parts=[*(part(name, needed[name]) for name in chosen), part("in all", everything)],
-        disk=_disk(suite, everything, folders, data),
+        disk=_disk(suite, everything, folders, Data(data)),
         state=max((state_mb(suite, specs[run]) for run in everything - done), default=0.0),
         devices=sorted({rate.device for rate in known.values() if rate.device}),
     )
 
 
-def _disk(suite: Suite, runs: set[str], folders: dict[str, Path], data: Path) -> dict[str, tuple[float, float]]:
+def _disk(suite: Suite, runs: set[str], folders: dict[str, Run], data: Data) -> dict[str, tuple[float, float]]:
     archives = prepared = (0.0, 0.0)
     for name in sorted({suite.runs[run].dataset_name for run in runs}):
         dataset = suite.datasets[name]
-        files = [data / "archives" / archive.file for archive in dataset.archives.values()]
+        files = [data.archives / archive.file for archive in dataset.archives.values()]
         archives = _add(archives, sum(map(_mb, files)), dataset.disk_mb.archives, all(p.exists() for p in files))
-        manifest = data / name / "manifest.json"
+        manifest = data.prepared(name).manifest
         prepared = _add(prepared, _mb(manifest.parent), dataset.disk_mb.prepared, manifest.exists())
     weights = (0.0, 0.0)
     for run in runs:
-        path = folders[run] / "weights.pt"
+        path = folders[run].weights
         weights = _add(weights, _mb(path), weights_mb(suite, suite.runs[run]), path.exists())
     return {"archives": archives, "prepared data": prepared, "weights.pt of the runs": weights}
 

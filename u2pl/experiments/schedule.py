@@ -2,10 +2,11 @@
 
 import math
 
+from u2pl.experiments.records import RecordedSpec
 from u2pl.experiments.schema import MethodSettings, Recipe, RunSpec, Suite
 
 
-def reads_unlabelled(suite: Suite, spec: RunSpec) -> bool:
+def reads_unlabelled(suite: Suite, spec: RunSpec | RecordedSpec) -> bool:
     """Whether the run's method reads unlabelled images."""
     return "teacher" in suite.methods[spec.method].groups
 
