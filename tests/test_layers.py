@@ -6,7 +6,14 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[1] / "u2pl"
-LAYERS = [{"addresses", "errors", "files", "folders"}, {"experiments"}, {"data"}, {"components", "models"}, {"methods"}, {"report", "engine"}]
+LAYERS = [
+    {"addresses", "errors", "files", "folders"},
+    {"experiments"},
+    {"data"},
+    {"components", "models"},
+    {"methods"},
+    {"report", "engine"},
+]
 LEVEL = {name: level for level, names in enumerate(LAYERS) for name in names}
 
 

@@ -179,6 +179,6 @@ def results_of(scale: str) -> Results:
     return Results(Path("results") / scale)
 
 
-def baseline(scale: str) -> Path:
+def baseline_of(scale: str) -> Path:
     """What `u2pl check` compares a scale with."""
     return Path("results/baselines") / f"{scale}.csv"

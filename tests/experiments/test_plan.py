@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 import yaml
+from made import PREPARED, record
 
 from u2pl.errors import UserError
 from u2pl.experiments import load_suite
@@ -52,7 +53,7 @@ def finish(root: Path, run: str, **provenance) -> None:
     spec = load_suite("demo", root).runs[run].model_dump(mode="json")
     batch = provenance.pop("batch", spec["recipe"]["batch"])
     spec["recipe"]["batch"] = batch
-    write_json(root / "results/runs" / run / "run.json", {"spec": spec, "provenance": took | provenance})
+    write_json(root / "results/runs" / run / "run.json", record(run, spec, **(took | provenance)))
     write_json(root / "results/runs" / run / "evaluation.json", {})
 
 
@@ -170,7 +171,7 @@ def test_steps_are_those_of_the_training(tmp_path):
     from u2pl.data.batches import TrainBatches
 
     suite = load_suite("demo", ROOT)
-    write_json(tmp_path / "manifest.json", {"suffix": ".png"})
+    write_json(tmp_path / "manifest.json", PREPARED)
     for spec in suite.runs.values():
         universe = spec.dataset.counts[suite.protocols[spec.protocol].universe]
         ids = [str(number) for number in range(universe)]

@@ -7,13 +7,14 @@ from xml.etree import ElementTree
 
 import pandas as pd
 import pytest
+from made import SHA, evaluation, history, record
 from scipy import stats
 
 from u2pl.cli import main
 from u2pl.errors import UserError
 from u2pl.experiments import load_suite
 from u2pl.experiments.schema import Suite
-from u2pl.files import write_json
+from u2pl.files import read_json, sha256, write_json
 from u2pl.report import check
 
 ROOT = Path(__file__).parents[2]
@@ -53,11 +54,10 @@ def results(suite: Suite, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Pa
 def finish(suite: Suite, results: Path, run: str, shift: float = 0.0, **provenance: Any) -> None:
     """Make a run, its best mIoU moved by `shift`."""
     folder, (best, last, loss) = results / "runs" / run, NUMBERS[run]
-    record = PROVENANCE | {"params_sha256": suite.runs[run].params_sha256} | provenance
-    write_json(folder / "run.json", {"id": run, "files": {"weights.pt": "a"}, "provenance": record})
-    evaluation = {"best": {"miou": best + shift}, "last": {"miou": last}}
-    write_json(folder / "evaluation.json", evaluation | {"weights_sha256": "a"})
-    (folder / "history.csv").write_text(f"epoch,loss\n1,9.0\n2,{loss}\n")
+    write_json(folder / "evaluation.json", evaluation(best + shift, last))
+    (folder / "history.csv").write_text(history((1, 9.0, None), (2, loss, None)))
+    took = PROVENANCE | {"params_sha256": suite.runs[run].params_sha256} | provenance
+    write_json(folder / "run.json", record(run, history=sha256(folder / "history.csv"), **took))
 
 
 def outcomes(suite: Suite, results: Path) -> list[check.Outcome]:
@@ -179,9 +179,13 @@ def test_another_file_is_no_baseline(suite: Suite, results: Path, content: str) 
 
 def test_a_run_that_diverged_is_no_baseline(suite: Suite, results: Path) -> None:
     before = (results / "baseline.csv").read_bytes()
-    (results / "runs" / f"{SETTING}1/history.csv").write_text("epoch,loss\n1,nan\n")
-    assert [(o.run, o.metric) for o in outcomes(suite, results) if o.moved] == [(f"{SETTING}1", "loss")]
-    with pytest.raises(UserError, match=f"{SETTING}1/history.csv: found no finite loss"):
+    folder = results / "runs" / f"{SETTING}1"
+    (folder / "history.csv").write_text(history((1, math.nan, None)))
+    write_json(
+        folder / "run.json",
+        read_json(folder / "run.json") | {"files": {"weights.pt": SHA, "history.csv": sha256(folder / "history.csv")}},
+    )
+    with pytest.raises(UserError, match=f"{SETTING}1/history.csv: line 2.loss: found nan"):
         check.write_baseline(suite, results, results / "baseline.csv")
     assert (results / "baseline.csv").read_bytes() == before
     (results / "baseline.csv").write_text(before.decode().replace(",1.25,", ",inf,"))

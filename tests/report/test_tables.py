@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pandas as pd
 import pytest
+from made import evaluation, record
 
 from u2pl.errors import UserError
 from u2pl.experiments import load_suite
@@ -192,9 +193,9 @@ def test_a_control_character_is_no_latex() -> None:
 def test_every_table_of_the_paper_compiles(scale: str, tmp_path: Path) -> None:
     suite = load_suite(scale, ROOT)
     for number, run in enumerate(suite.runs):
-        miou, folder = {"miou": 40 + number / 10}, tmp_path / "runs" / run
-        write_json(folder / "evaluation.json", {"best": miou, "last": miou, "weights_sha256": "a"})
-        write_json(folder / "run.json", {"id": run, "files": {"weights.pt": "a"}})
+        miou, folder = 40 + number / 10, tmp_path / "runs" / run
+        write_json(folder / "evaluation.json", evaluation(miou, miou))
+        write_json(folder / "run.json", record(run))
     write_cells(suite, tmp_path, tmp_path / "cells.csv")
     sources = []
     for name, table in suite.tables.items():

@@ -303,22 +303,23 @@ def _check_evaluation(path: Path, suite: Suite, results: Path, spec: RunSpec) ->
 
 def _tables(suite: Suite, results: Path, sound: Collection[str], again: Path) -> Iterator[Check]:
     """Cells and tables against those made again from the evaluations, into the folder `again`, byte by byte."""
-    groups = [(suite, [Path("cells.csv"), Path("comparisons.csv")])]
-    for table in suite.tables:
-        views = [Path("tables") / f"{table}{suffix}" for suffix in (".csv", ".md", ".tex")]
-        long = [Path(name) / f"{table}.csv" for name in ("cells", "comparisons")]
-        groups.append((only(suite, table), [*long, *views]))
-    for part, files in groups:
+    there, made = Results(results), Results(again)
+    for table in (None, *suite.tables):
+        part = suite if table is None else only(suite, table)
+        pairs = [(folder.cells(table), folder.comparisons(table)) for folder in (there, made)]
+        files = list(zip(*pairs, strict=True))
+        if table is not None:
+            views = there.table(table), made.table(table)
+            files += [(views[0].with_suffix(end), views[1].with_suffix(end)) for end in (".csv", ".md", ".tex")]
         if not _runs(part) <= set(sound):
-            yield from (_left_out("tables", results / file) for file in files)
+            yield from (_left_out("tables", file) for file, _ in files)
             continue
-        write_cells(part, results, again / files[0])
-        write_comparisons(part, results, again / files[1])
-        if len(files) > 2:
-            table = files[0].stem
-            write_table(again / files[0], suite.tables[table], table, suite.params, again / "tables" / table)
-        for file in files:
-            check, _ = _tried("tables", results / file, _check_same, again / file)
+        write_cells(part, results, made.cells(table))
+        write_comparisons(part, results, made.comparisons(table))
+        if table is not None:
+            write_table(made.cells(table), suite.tables[table], table, suite.params, made.table(table))
+        for file, expected in files:
+            check, _ = _tried("tables", file, _check_same, expected)
             yield check
 
 
@@ -328,22 +329,22 @@ def _figures(suite: Suite, results: Path, sound: Collection[str], again: Path) -
     Figures of predictions would take the networks, and pixels that differ with the machine: they are left out.
     """
     for name, params in suite.figures.items():
-        stem = Path("figures") / name
+        stem = Results(Path()).figure(name)
         files = [stem.with_name(name + suffix) for suffix in METADATA]
         if params.table is None or not _runs(only(suite, params.table)) <= set(sound):
             yield from (_left_out("figures", results / file) for file in files)
             continue
         if any((results / file).exists() for file in files):
-            draw_numbers(suite, name, again / stem, results, again / "cells" / f"{params.table}.csv")
+            draw_numbers(suite, name, again / stem, results, Results(again).cells(params.table))
         for file in files:
             check, _ = _tried("figures", results / file, _check_drawn, again / file)
             yield check
-    page = Path("index.html")
+    page, expected = Results(results).page, Results(again).page
     if not _runs(suite) <= set(sound):
-        yield _left_out("figures", results / page)
+        yield _left_out("figures", page)
         return
-    write_page(suite, results, again / "cells.csv", again / page)
-    check, _ = _tried("figures", results / page, _check_same, again / page)
+    write_page(suite, results, Results(again).cells(), expected)
+    check, _ = _tried("figures", page, _check_same, expected)
     yield check
 
 
