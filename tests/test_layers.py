@@ -6,8 +6,9 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[1] / "u2pl"
+GROUND = {"addresses", "errors", "files", "folders"}
 LAYERS = [
-    {"addresses", "errors", "files", "folders"},
+    GROUND,
     {"experiments"},
     {"data"},
     {"components", "models"},

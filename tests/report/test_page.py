@@ -15,7 +15,7 @@ from made import evaluation, history, record
 from u2pl.errors import UserError
 from u2pl.experiments import load_suite
 from u2pl.experiments.schema import Suite
-from u2pl.files import write_json
+from u2pl.files import sha256, write_json
 from u2pl.report.cells import write_cells
 from u2pl.report.page import write_page
 
@@ -172,14 +172,14 @@ def test_a_missing_file_is_named_and_nothing_is_written(site: Path, suite: Suite
 @pytest.mark.parametrize(
     ("name", "old", "new"),
     [
-        ("history.csv", "8,80,5", "8,80,inf"),
-        ("history.csv", "8,80,5", "8,80,-5"),
+        ("history.csv", ",5\n", ",inf\n"),
+        ("history.csv", ",5\n", ",-5\n"),
         ("run.json", '"wall_time_s": 1.25', '"wall_time_s": 1e999'),
         ("run.json", '"wall_time_s": 1.25', '"wall_time_s": "1.25"'),
-        ("run.json", '"a"', '"b"'),
+        ("run.json", '"0123', '"1123'),
         ("evaluation.json", "null,", "NaN,"),
         ("evaluation.json", "null,", ""),
-        ("evaluation.json", '"a"', '"b"'),
+        ("evaluation.json", '"0123', '"1123'),
     ],
 )
 def test_a_damaged_file_is_named_and_nothing_is_written(

@@ -215,7 +215,7 @@ class HistoryRow(BaseModel):
     epoch: Positive
     step: Positive
     lr: Amount
-    loss: float
+    loss: Annotated[float, Field(allow_inf_nan=False)]
     images_per_s: Rate
     val_miou: Percent | None = None  # of the epochs that were validated
 

@@ -86,8 +86,6 @@ def measure(suite: Suite, results: Path, run: str) -> dict[str, Any]:
 def write_baseline(suite: Suite, results: Path, target: Path) -> None:
     """Write a row for each of the suite's baseline runs to the CSV file `target`, atomically."""
     rows = pd.DataFrame([measure(suite, results, run) for run in suite.baseline_runs], columns=COLUMNS)
-    if odd := [run for run, loss in zip(rows["run"], rows["loss"], strict=True) if not math.isfinite(loss)]:
-        raise UserError(Results(results).run(odd[0]).history, "no finite loss", "a run that did not diverge")
     with atomic_path(target) as temporary:
         rows.to_csv(temporary, index=False, lineterminator="\n")
 
