@@ -130,7 +130,7 @@ def test_that_nothing_differs_is_said(suite: Suite, results: Path) -> None:
 def test_github_sees_an_annotation_at_the_line_of_the_run(
     suite: Suite, results: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    finish(suite, results, f"{SETTING}1", shift=1, device="50 %\n")
+    finish(suite, results, f"{SETTING}1", shift=1, libraries=PROVENANCE["libraries"] | {"python": "50 %\n"})
     found = outcomes(suite, results)
     check.render(found, results / "baseline.csv")
     assert "::error" not in capsys.readouterr().out
@@ -139,7 +139,7 @@ def test_github_sees_an_annotation_at_the_line_of_the_run(
     (line,) = [line for line in capsys.readouterr().out.splitlines() if line.startswith("::")]
     assert line.startswith(f"::error file={results / 'baseline.csv'},line=3,title=a metric moved::{SETTING}1")
     assert (results / "baseline.csv").read_text().splitlines()[3 - 1].startswith(f"{SETTING}1,")
-    assert line.endswith("%0Adevice: cpu -> 50 %25%0A")
+    assert line.endswith("%0Apython: 3.11.7 -> 50 %25%0A")
 
 
 def test_junit_has_a_case_for_each_number(suite: Suite, results: Path) -> None:
