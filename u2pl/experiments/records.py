@@ -64,7 +64,7 @@ class PreparedManifest(Strict):
     suffix: str  # of images
     classes: list[str]
     ignore_label: Byte
-    format: Positive
+    format: Count
     counts: dict[str, Count]  # images per list
     files: Count
     content_sha256: Sha256  # of checksums.sha256
