@@ -11,7 +11,7 @@ import torch
 from u2pl.engine.checkpoints import save
 from u2pl.engine.train import write_live
 from u2pl.errors import UserError
-from u2pl.files import atomic_path, read_fields, read_json, write_json
+from u2pl.files import atomic_path, read_json, write_json
 
 
 def test_a_failed_write_keeps_the_old_file_and_leaves_no_other(tmp_path: Path) -> None:
@@ -44,17 +44,6 @@ def test_a_name_is_on_the_disk_after_its_bytes(tmp_path: Path, monkeypatch: pyte
     with atomic_path(tmp_path / "a") as temporary:
         temporary.write_bytes(b"all of it")
     assert events == ["b'all of it'", "rename", "folder"]
-
-
-@pytest.mark.parametrize(
-    ("text", "message"),
-    [("[]", "found list, expected an object with a, b"), ('{"a": 1}', "a: found 1, expected a value of type str"),
-     ('{"a": ""}', "b: found None, expected a value of type list")],
-)  # fmt: skip
-def test_a_record_without_its_fields_is_one_line(text: str, message: str, tmp_path: Path) -> None:
-    (tmp_path / "record.json").write_text(text)
-    with pytest.raises(UserError, match=message):
-        read_fields(tmp_path / "record.json", a=str, b=list)
 
 
 def test_errors_do_not_steer_the_terminal() -> None:

@@ -6,7 +6,15 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[1] / "u2pl"
-LAYERS = [{"errors", "files"}, {"experiments"}, {"data"}, {"components", "models"}, {"methods"}, {"report", "engine"}]
+GROUND = {"addresses", "errors", "files", "folders"}
+LAYERS = [
+    GROUND,
+    {"experiments"},
+    {"data"},
+    {"components", "models"},
+    {"methods"},
+    {"report", "engine"},
+]
 LEVEL = {name: level for level, names in enumerate(LAYERS) for name in names}
 
 

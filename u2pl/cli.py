@@ -14,7 +14,8 @@ import typer
 from u2pl.cli_data import Scale, data, restored, splits
 from u2pl.errors import UserError
 from u2pl.experiments import RunSpec, Suite, load_suite
-from u2pl.experiments.params import nearest
+from u2pl.experiments.params import pick
+from u2pl.folders import baseline_of, data_of, results_of
 
 # Heavy imports stand inside the verbs: listing runs must not wait for torch.
 
@@ -26,20 +27,14 @@ Device = Annotated[str, typer.Option(help="auto, cpu or cuda.")]
 
 
 def _find(suite: Suite, run: str) -> RunSpec:
-    if run not in suite.runs:
-        raise UserError(f"run {run!r}", f"no such run at scale {suite.scale!r}", nearest(run, list(suite.runs)))
-    return suite.runs[run]
+    return pick(suite.runs, run, f"run at scale {suite.scale!r}")
 
 
 def _folders(spec: RunSpec) -> tuple[Path, Path, Path, Path]:
     """The folders of a run's prepared data, split lists, results and state."""
-    root, results = Path("data") / spec.scale, Path("results") / spec.scale
-    return (
-        root / spec.dataset_name,
-        root / "splits" / spec.split,
-        results / "runs" / spec.id,
-        results / "state" / spec.id,
-    )
+    data, results = data_of(spec.scale), results_of(spec.scale)
+    prepared, split = data.prepared(spec.dataset_name), data.split(spec.split)
+    return prepared.folder, split.folder, results.run(spec.id).folder, results.state(spec.id)
 
 
 @app.command()
@@ -116,11 +111,11 @@ def cells(scale: Scale = "demo") -> None:
     from u2pl.report.cells import write_cells, write_comparisons
     from u2pl.report.metrics import write_curves, write_metrics
 
-    suite, results = load_suite(scale), Path("results") / scale
-    write_cells(suite, results, results / "cells.csv")
-    write_comparisons(suite, results, results / "comparisons.csv")
-    write_metrics(results / "cells.csv", results / "metrics.json")
-    write_curves(suite, results, results / "curves.csv")
+    suite, results = load_suite(scale), results_of(scale)
+    write_cells(suite, results.folder, results.cells())
+    write_comparisons(suite, results.folder, results.comparisons())
+    write_metrics(results.cells(), results.metrics)
+    write_curves(suite, results.folder, results.curves)
 
 
 @app.command()
@@ -139,13 +134,11 @@ def table(name: str, scale: Scale = "demo") -> None:
     from u2pl.report.tables import write_table
 
     suite = load_suite(scale)
-    if name not in suite.tables:
-        raise UserError(f"table {name!r}", "no such file in params/tables", nearest(name, list(suite.tables)))
-    results = Path("results") / scale
-    source, part = results / "cells" / f"{name}.csv", only(suite, name)
-    write_cells(part, results, source)
-    write_comparisons(part, results, results / "comparisons" / f"{name}.csv")
-    write_table(source, suite.tables[name], name, suite.params, results / "tables" / name)
+    shown = pick(suite.tables, name, f"table at scale {scale!r}")
+    results, part = results_of(scale), only(suite, name)
+    write_cells(part, results.folder, results.cells(name))
+    write_comparisons(part, results.folder, results.comparisons(name))
+    write_table(results.cells(name), shown, name, suite.params, results.table(name))
 
 
 @app.command()
@@ -161,8 +154,8 @@ def page(scale: Scale = "demo") -> None:
     """Write results/<scale>/index.html, the page to open first."""
     from u2pl.report.page import write_page
 
-    results = Path("results") / scale
-    write_page(load_suite(scale), results, results / "cells.csv", results / "index.html")
+    results = results_of(scale)
+    write_page(load_suite(scale), results.folder, results.cells(), results.page)
 
 
 @app.command()
@@ -177,11 +170,11 @@ def show(
 
     from u2pl.report.provenance import describe_cell, describe_run, find_cell, render
 
-    suite, results, console = load_suite(scale), Path("results") / scale, Console()
+    suite, results, console = load_suite(scale), results_of(scale).folder, Console()
     if len(what) not in (1, 3):
         raise UserError("show", f"{len(what)} arguments", "a table; a table, a row and a column; or a run id")
     if len(what) == 1 and what[0] in suite.tables:
-        path = results / "tables" / f"{what[0]}.md"
+        path = results_of(scale).table(what[0]).with_suffix(".md")
         if as_json:
             raise UserError(
                 "--json", f"the table {what[0]}", f"a cell or a run; numbers are in {path.with_suffix('.csv')}"
@@ -209,7 +202,7 @@ def verify(scale: Scale = "demo") -> None:
     from u2pl.report.verify import render
     from u2pl.report.verify import verify as run
 
-    checks = run(load_suite(scale), Path("data") / scale, Path("results") / scale)
+    checks = run(load_suite(scale), data_of(scale).folder, results_of(scale).folder)
     render(checks, Console())
     if any(check.state == "differs" for check in checks):
         raise typer.Exit(1)
@@ -224,8 +217,8 @@ def check(
     """Compare the finished runs with a baseline; exit code 1 if a number moved."""
     from u2pl.report import check as module
 
-    suite, results = load_suite(scale), Path("results") / scale
-    path = against or module.baseline_path(scale)
+    suite, results = load_suite(scale), results_of(scale).folder
+    path = against or baseline_of(scale)
     outcomes = module.compare(suite, results, path)
     if junit is not None:
         module.write_junit(outcomes, scale, junit)
@@ -237,9 +230,9 @@ def check(
 @app.command()
 def baseline(scale: Scale = "demo") -> None:
     """Make today's runs the baseline of `u2pl check`; on purpose only, after reading what moved."""
-    from u2pl.report.check import baseline_path, write_baseline
+    from u2pl.report.check import write_baseline
 
-    write_baseline(load_suite(scale), Path("results") / scale, baseline_path(scale))
+    write_baseline(load_suite(scale), results_of(scale).folder, baseline_of(scale))
 
 
 @app.command()
@@ -258,7 +251,7 @@ def plan(
 
     from u2pl.experiments import plan as module
 
-    found = module.plan(load_suite(scale), tables or [], Path("data") / scale, Path("results") / scale)
+    found = module.plan(load_suite(scale), tables or [], data_of(scale).folder, results_of(scale).folder)
     for part in module.tables(found):
         Console().print(part)
 

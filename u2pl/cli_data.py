@@ -7,7 +7,9 @@ import typer
 
 from u2pl.errors import UserError
 from u2pl.experiments import Suite, load_suite, published_list
-from u2pl.experiments.params import nearest
+from u2pl.experiments.params import pick
+from u2pl.experiments.schema import Dataset, Protocol, PublishedSource
+from u2pl.folders import WEIGHTS, Data, data_of
 
 data = typer.Typer(no_args_is_help=True, help="Archives, prepared images and masks, split lists.")
 splits = typer.Typer(no_args_is_help=True, help="What the split lists hold.")
@@ -16,32 +18,24 @@ Scale = Annotated[str, typer.Option(help="A file of params/scales, without its e
 Source = Annotated[str, typer.Option(help="drawn, or a key of params/splits.yaml.")]
 
 
-def _dataset(suite: Suite, name: str) -> str:
-    if name not in suite.datasets:
-        raise UserError(
-            f"data set {name!r}", "no such key in params/datasets.yaml", nearest(name, list(suite.datasets))
-        )
-    return name
+def _dataset(suite: Suite, name: str) -> Dataset:
+    return pick(suite.datasets, name, "data set of params/datasets.yaml")
 
 
-def _protocol(suite: Suite, name: str) -> str:
-    if name not in suite.protocols:
-        raise UserError(f"protocol {name!r}", "no such protocol", nearest(name, list(suite.protocols)))
-    return name
+def _protocol(suite: Suite, name: str) -> Protocol:
+    return pick(suite.protocols, name, "protocol of params/protocols.yaml")
 
 
-def _source(suite: Suite, name: str) -> str:
-    if name not in suite.published:
-        raise UserError(f"source {name!r}", "no such key in params/splits.yaml", nearest(name, list(suite.published)))
-    return name
+def _source(suite: Suite, name: str) -> PublishedSource:
+    return pick(suite.published, name, "source of params/splits.yaml")
 
 
 def restored(suite: Suite, dataset: str, workers: int = 1) -> None:
     """Make sure that the prepared files of a data set are here and sound: `dvc pull` brings only their manifest."""
     from u2pl.data.prepare import restore
 
-    root = Path("data") / suite.scale
-    restore(suite.datasets[dataset], root / "archives", root / dataset, workers)
+    root = data_of(suite.scale)
+    restore(suite.datasets[dataset], root.archives, root.prepared(dataset).folder, workers)
 
 
 @data.command()
@@ -50,11 +44,10 @@ def synthesize(dataset: str, scale: Scale = "demo") -> None:
     from u2pl.data.synthesize import synthesize as run
 
     suite = load_suite(scale)
-    drawn = suite.datasets[_dataset(suite, dataset)].synthetic
+    drawn = _dataset(suite, dataset).synthetic
     if drawn is None:
         raise UserError(f"params/scales/{scale}.yaml: datasets.{dataset}.synthetic", "nothing", "seed, counts and size")
-    target = Path("data") / scale / "upstream"
-    run(suite.datasets[dataset].kind, target, **drawn.model_dump())
+    run(suite.datasets[dataset].kind, data_of(scale).upstream, **drawn.model_dump())
 
 
 @data.command()
@@ -63,11 +56,10 @@ def fetch(dataset: str, archive: str, scale: Scale = "demo") -> None:
     from u2pl.data.fetch import fetch as run
 
     suite = load_suite(scale)
-    known = suite.weights if dataset == "weights" else suite.datasets[_dataset(suite, dataset)].archives
-    if archive not in known:
-        raise UserError(f"archive {archive!r}", f"no such archive of {dataset}", nearest(archive, list(known)))
-    folder = Path("weights") if dataset == "weights" else Path("data") / scale / "archives"
-    run(known[archive], folder / known[archive].file)
+    known = suite.weights if dataset == "weights" else _dataset(suite, dataset).archives
+    wanted = pick(known, archive, f"archive of {dataset}")
+    folder = WEIGHTS if dataset == "weights" else data_of(scale).archives
+    run(wanted, folder / wanted.file)
 
 
 @data.command()
@@ -76,8 +68,8 @@ def prepare(dataset: str, scale: Scale = "demo", workers: int = 1) -> None:
     from u2pl.data.prepare import prepare as run
 
     suite = load_suite(scale)
-    root = Path("data") / scale
-    run(suite.datasets[_dataset(suite, dataset)], root / "archives", root / dataset, workers)
+    root = data_of(scale)
+    run(_dataset(suite, dataset), root.archives, root.prepared(dataset).folder, workers)
 
 
 @data.command()
@@ -86,14 +78,15 @@ def synthesize_lists(source: str, protocol: str, scale: Scale = "demo") -> None:
     from u2pl.data.mirror import mirror
 
     suite = load_suite(scale)
-    params, published = suite.protocols[_protocol(suite, protocol)], suite.published[_source(suite, source)]
+    params, published = _protocol(suite, protocol), _source(suite, source)
     dataset = suite.datasets[params.dataset]
     if dataset.synthetic is None:
         raise UserError(f"params/scales/{scale}.yaml: datasets.{params.dataset}.synthetic", "nothing", "synthetic data")
-    root = Path("data") / scale
+    root = data_of(scale)
     restored(suite, params.dataset)
-    lists, target = published.lists.get(protocol, {}), root / "upstream/lists" / source
-    mirror(source, protocol, lists, params, dataset.kind, prepared=root / params.dataset, target=target)
+    lists, prepared = published.lists.get(protocol, {}), root.prepared(params.dataset).folder
+    target = Data(root.upstream).lists(source)
+    mirror(source, protocol, lists, params, dataset.kind, prepared=prepared, target=target)
 
 
 @data.command()
@@ -103,11 +96,10 @@ def fetch_list(source: str, path: str, scale: Scale = "demo") -> None:
     from u2pl.data.published import archive
 
     suite = load_suite(scale)
-    published = suite.published[_source(suite, source)]
-    known = [file for name in published.lists for file in published.paths(name)]
-    if path not in known:
-        raise UserError(f"list {path!r}", f"no such list of {source}", nearest(path, known))
-    run(archive(published, path), Path("data") / scale / "lists" / source / path)
+    published = _source(suite, source)
+    known = {file: file for name in published.lists for file in published.paths(name)}
+    path = pick(known, path, f"list of {source}")
+    run(archive(published, path), data_of(scale).lists(source) / path)
 
 
 @data.command()
@@ -117,17 +109,17 @@ def split(protocol: str, labelled: int, source: Source = "drawn", scale: Scale =
     from u2pl.data.splits import draw
 
     suite = load_suite(scale)
-    params = suite.protocols[_protocol(suite, protocol)]
+    params = _protocol(suite, protocol)
     if labelled not in params.fractions.values():
         raise UserError(f"{protocol}: {labelled} labelled images", "no such fraction", params.fractions)
-    root = Path("data") / scale
+    root = data_of(scale)
     restored(suite, params.dataset)
-    prepared, target = root / params.dataset, root / "splits" / protocol / source / str(labelled)
+    prepared, target = root.prepared(params.dataset).folder, root.splits / protocol / source / str(labelled)
     files = published_list(suite, source, protocol, labelled)
     if files is None:
         draw(params, labelled, prepared, target, params.seed)
     else:
-        folder, published = root / "lists" / source, suite.published[source]
+        folder, published = root.lists(source), suite.published[source]
         install(source, published, files, params, labelled, folder=folder, prepared=prepared, target=target)
 
 
@@ -151,9 +143,9 @@ def audit(
         if name != "drawn":
             _source(suite, name)
     for name in suite.datasets:
-        if classes and (Path("data") / scale / name / "masks").is_dir():
+        if classes and data_of(scale).prepared(name).masks.is_dir():
             restored(suite, name)
-    audits = audit_splits(Path("data") / scale, protocol, source, classes=classes)
+    audits = audit_splits(data_of(scale).folder, protocol, source, classes=classes)
     if csv is not None:
         write_csv(csv, audits)
     for part in tables(audits):

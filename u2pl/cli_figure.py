@@ -5,11 +5,11 @@ from pathlib import Path
 from u2pl.cli_data import restored
 from u2pl.data.lists import read_ids
 from u2pl.data.splits import check
-from u2pl.errors import UserError
 from u2pl.experiments import figure_cells
-from u2pl.experiments.params import nearest
+from u2pl.experiments.params import pick
 from u2pl.experiments.schema import Suite
 from u2pl.experiments.settings import unreliable_share
+from u2pl.folders import data_of, results_of
 from u2pl.report import figures
 
 
@@ -18,16 +18,12 @@ def draw(suite: Suite, name: str, device: str) -> None:
 
     Raises UserError for an unknown name, and where a file is missing or malformed.
     """
-    if name not in suite.figures:
-        raise UserError(
-            f"figure {name!r}", f"no such figure at scale {suite.scale!r}", nearest(name, list(suite.figures))
-        )
-    params, results = suite.figures[name], Path("results") / suite.scale
-    stem = results / "figures" / name
+    params, results = pick(suite.figures, name, f"figure at scale {suite.scale!r}"), results_of(suite.scale)
+    stem = results.figure(name)
     if params.table is None:
         _draw_predicted(suite, name, stem, device)
     else:
-        figures.draw_numbers(suite, name, stem, results, results / "cells" / f"{params.table}.csv")
+        figures.draw_numbers(suite, name, stem, results.folder, results.cells(params.table))
 
 
 def _draw_predicted(suite: Suite, name: str, stem: Path, device: str) -> None:
@@ -38,12 +34,12 @@ def _draw_predicted(suite: Suite, name: str, stem: Path, device: str) -> None:
     specs = {title: suite.runs[cell.runs[0]] for title, cell in cells.items()}
     spec = next(iter(specs.values()))
     restored(suite, spec.dataset_name, spec.recipe.threads)
-    data, runs = Path("data") / suite.scale, Path("results") / suite.scale / "runs"
-    prepared, lists = data / spec.dataset_name, data / "splits" / spec.split
-    check(lists, prepared)
+    data, runs = data_of(suite.scale), results_of(suite.scale).runs
+    prepared, lists = data.prepared(spec.dataset_name).folder, data.split(spec.split)
+    check(lists.folder, prepared)
     classes = spec.dataset.classes
     if params.kind == "predictions":
-        chosen = predict.richest(prepared, read_ids(lists / "val.txt"), spec.dataset, params.images)
+        chosen = predict.richest(prepared, read_ids(lists.list("val")), spec.dataset, params.images)
         seen = {
             title: predict.predict(run, prepared, chosen, runs / run.id, cells[title].checkpoint, device)
             for title, run in specs.items()
@@ -52,7 +48,7 @@ def _draw_predicted(suite: Suite, name: str, stem: Path, device: str) -> None:
         labels = {title: [p.probs.argmax(0) for p in predictions] for title, predictions in seen.items()}
         figures.draw_predictions(stem, classes, [p.image for p in first], [p.mask for p in first], labels)
         return
-    unlabelled = read_ids(lists / "unlabeled.txt")
+    unlabelled = read_ids(lists.list("unlabeled"))
     if params.kind == "classes":
         counts = predict.reliability(spec, prepared, unlabelled, runs / spec.id, device)
         figures.draw_classes(stem, classes, counts.iou, counts.reliable, counts.unreliable)

@@ -125,17 +125,6 @@ def read_json(path: Path) -> Any:
         raise UserError(path, error, "a JSON file") from error
 
 
-def read_fields(path: Path, **kinds: type) -> dict[str, Any]:
-    """Read a JSON object with at least these keys, of these types; raises UserError if the file holds none."""
-    value = read_json(path)
-    if not isinstance(value, dict):
-        raise UserError(path, type(value).__name__, f"an object with {', '.join(kinds)}")
-    for key, kind in kinds.items():
-        if not isinstance(value.get(key), kind):
-            raise UserError(f"{path}: {key}", repr(value.get(key))[:80], f"a value of type {kind.__name__}")
-    return value
-
-
 def _finite(text: str) -> float:
     value = float(text)
     if not math.isfinite(value):

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+from made import PREPARED
 from PIL import Image
 from torch import Tensor
 from torchvision import tv_tensors
@@ -79,7 +80,7 @@ def folder(root: Path, n: int) -> list[str]:
         image, mask = picture(i)
         Image.fromarray(image.permute(1, 2, 0).numpy()).save(root / "images" / f"{name}.jpg", quality=95)
         Image.fromarray(mask.numpy()).save(root / "masks" / f"{name}.png")
-    write_json(root / "manifest.json", {"suffix": ".jpg"})
+    write_json(root / "manifest.json", PREPARED | {"suffix": ".jpg"})
     return ids
 
 

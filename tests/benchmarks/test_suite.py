@@ -9,6 +9,7 @@ from typing import Any
 import pandas as pd
 import pytest
 import yaml
+from made import evaluation, record
 
 from u2pl.experiments import load_suite
 from u2pl.experiments.plan import Plan, plan
@@ -45,11 +46,9 @@ def test_table_building(compare_time: Any, tmp_path: Path) -> None:
     """All evaluations to cells.csv and every table in three formats; plain: their means as one CSV each."""
     suite_ = load_suite("paper")
     for i, run in enumerate(suite_.runs):
-        scores: dict[str, Any] = {
-            name: {"miou": 60 + i % 17 + extra, "iou": [50.0] * 21} for name, extra in (("best", 1), ("last", 0))
-        }
-        write_json(tmp_path / "runs" / run / "evaluation.json", scores | {"weights_sha256": "a"})
-        write_json(tmp_path / "runs" / run / "run.json", {"id": run, "files": {"weights.pt": "a"}})
+        miou = 60 + i % 17
+        write_json(tmp_path / "runs" / run / "evaluation.json", evaluation(miou + 1, miou, classes=21))
+        write_json(tmp_path / "runs" / run / "run.json", record(run))
     ours, plain = tmp_path / "ours", tmp_path / "plain"
     plain.mkdir()
 

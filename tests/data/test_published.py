@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 import yaml
+from made import PREPARED
 
 from u2pl.data.fetch import fetch
 from u2pl.data.lists import write_ids
@@ -39,8 +40,7 @@ PROTOCOL = Protocol(dataset="pascal", candidates="train", universe="train_aug", 
 def prepared_folder(folder: Path, lists: dict[str, list[str]]) -> Path:
     for name, ids in lists.items():
         write_ids(folder / "lists" / f"{name}.txt", ids)
-    manifest = {"content_sha256": "0", "dataset": "pascal", "classes": ["background"], "ignore_label": 255}
-    write_json(folder / "manifest.json", manifest)
+    write_json(folder / "manifest.json", PREPARED)
     return folder
 
 
@@ -263,7 +263,7 @@ def test_exit_code_2_and_one_line(pascal: Path, tmp_path: Path) -> None:
     assert (done.returncode, len(done.stderr.splitlines())) == (2, 1)
     assert "unknown image 2007_000001" in done.stderr
     done = subprocess.run([*command[:-1], "cpss"], cwd=tmp_path, capture_output=True, text=True)
-    assert (done.returncode, done.stderr) == (2, "u2pl: params/splits.yaml: found no source 'cpss', expected 'cps'\n")
+    assert (done.returncode, done.stderr) == (2, "u2pl: params/splits.yaml: found 'cpss', expected 'cps'\n")
 
 
 # ---------------------------------------------------------------------------------------------------- demo's mirror

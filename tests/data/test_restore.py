@@ -154,7 +154,7 @@ def test_a_manifest_of_other_params_is_refused(
 ) -> None:
     write_json(copy / "manifest.json", read_json(copy / "manifest.json") | {key: value})
     before = state(copy)
-    with pytest.raises(UserError, match=f"manifest.json: {key}: found .*(u2pl data prepare|type)"):
+    with pytest.raises(UserError, match=f"manifest.json: {key}: found .*(u2pl data prepare|Input should be)"):
         restore(make_dataset("pascal"), archives, copy, 1)
     assert state(copy) == before
 

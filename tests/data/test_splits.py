@@ -5,6 +5,7 @@ from pathlib import Path
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from made import PREPARED
 
 from u2pl.data.lists import write_ids
 from u2pl.data.splits import check, draw
@@ -94,7 +95,7 @@ def test_check_refuses_changed_data_and_missing_lists(pascal: Path, tmp_path: Pa
     shutil.copytree(pascal, data)
     draw(protocol(), 4, data, split, 0)
     manifest = read_json(data / "manifest.json")
-    write_json(data / "manifest.json", manifest | {"content_sha256": "0"})
+    write_json(data / "manifest.json", manifest | {"content_sha256": "0" * 64})
     with pytest.raises(UserError, match="of the split"):
         check(split, data)
     (split / "val.txt").unlink()
@@ -116,7 +117,7 @@ def test_paper_sizes(scale_protocol: str, tmp_path: Path) -> None:
     for name, count in counts.items():
         start = 20000 if name == "val" else 0
         write_ids(prepared / "lists" / f"{name}.txt", [f"2008_{start + i:06d}" for i in range(count)])
-    write_json(prepared / "manifest.json", {"content_sha256": "0"})
+    write_json(prepared / "manifest.json", PREPARED)
     for labelled in params.fractions.values():
         draw(params, labelled, prepared, tmp_path / str(labelled), params.seed)
         labeled, unlabeled = (ids(tmp_path / str(labelled) / f"{name}.txt") for name in ("labeled", "unlabeled"))

@@ -9,10 +9,12 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import made
 import numpy as np
 import pytest
 import torch
 import torch.distributed as dist
+from made import PREPARED, SPLIT
 from PIL import Image
 
 from tests.small import settings_for
@@ -49,8 +51,7 @@ def prepared(tmp_path_factory: pytest.TempPathFactory) -> Path:
             image, mask = draw(rng, 40, 48)
             Image.fromarray(image).save(folder / "images" / f"{image_id}.png")
             Image.fromarray(mask).save(folder / "masks" / f"{image_id}.png")
-    manifest = {"dataset": "toy", "suffix": ".png", "counts": {"train": 12, "val": 4}, "content_sha256": "0" * 64}
-    (folder / "manifest.json").write_text(json.dumps(manifest))
+    (folder / "manifest.json").write_text(json.dumps(PREPARED))
     return folder
 
 
@@ -61,7 +62,7 @@ def split(prepared: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     (folder / "labeled.txt").write_text("".join(f"{i}\n" for i in ids[:6]))
     (folder / "unlabeled.txt").write_text("".join(f"{i}\n" for i in ids[6:]))
     (folder / "val.txt").write_text((prepared / "lists" / "val.txt").read_text())
-    (folder / "manifest.json").write_text("{}")
+    (folder / "manifest.json").write_text(json.dumps(SPLIT))
     return folder
 
 
@@ -107,11 +108,11 @@ def make_spec() -> Callable[..., RunSpec]:
 
 @pytest.fixture(scope="session")
 def record() -> Callable[[RunSpec, Path], None]:
-    """Write the part of run.json that readers of the folder's weights.pt look at."""
+    """Write a run.json that fits the folder's weights.pt."""
 
     def write(spec: RunSpec, folder: Path) -> None:
         found = hashlib.sha256((folder / "weights.pt").read_bytes()).hexdigest()
-        (folder / "run.json").write_text(json.dumps({"id": spec.id, "files": {"weights.pt": found}}))
+        (folder / "run.json").write_text(json.dumps(made.record(spec.id, weights=found)))
 
     return write
 

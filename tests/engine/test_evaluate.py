@@ -7,6 +7,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import made
 import numpy as np
 import pytest
 import torch
@@ -230,17 +231,11 @@ def finished(make_spec: Callable[..., RunSpec], record: Record, tmp_path: Path) 
     [
         (None, "run.json: found no file"),
         ("{", "run.json: found .*expected a JSON file"),
-        ("[]", "run.json: found no id or no hash of weights.pt"),
-        ('{"id": "x", "files": []}', "run.json: found no id or no hash of weights.pt"),
-        ('{"id": "x", "files": {"weights.pt": "0"}}', "run.json: found the run x, expected the run toy-6-u2pl-seed0"),
-        (
-            '{"id": "toy-6-u2pl-seed0", "files": {"weights.pt": null}}',
-            r"weights.pt: found sha256 \w{64}, expected None",
-        ),
-        (
-            '{"id": "toy-6-u2pl-seed0", "files": {"weights.pt": "0"}}',
-            r"weights.pt: found sha256 \w{64}, expected 0 of ",
-        ),
+        ("[]", r"run.json: the file: found \[\]"),
+        ('{"id": "x"}', "run.json: run: found nothing"),
+        (json.dumps(made.record("x")), "run.json: found the run x, expected the run toy-6-u2pl-seed0"),
+        (json.dumps(made.record("toy-6-u2pl-seed0", weights="0")), "run.json: files.weights.pt: found '0'"),
+        (json.dumps(made.record("toy-6-u2pl-seed0")), rf"weights.pt: found sha256 \w{{64}}, expected {made.SHA} of "),
     ],
 )
 def test_weights_that_run_json_does_not_record_are_refused(

@@ -12,7 +12,7 @@ import yaml
 
 from u2pl.errors import UserError
 from u2pl.experiments import load_suite
-from u2pl.experiments.params import LOADER, read_yaml
+from u2pl.experiments.params import LOADER, nearest, pick, read_yaml
 from u2pl.experiments.schema import Config
 
 ROOT = Path(__file__).parents[2]
@@ -138,7 +138,7 @@ def test_a_value_that_means_something_else_is_refused_by_file_and_key(
         (DATA, "pascal classes", classes(256), "pascal.ignore_label: found 255"),
         (DATA, "pascal counts", {"train": 32}, "counts: found train, expected train, train_aug, val"),
         ("protocols.yaml", "pascal_blender universe", "train", "pascal_blender.candidates: found train_aug"),
-        ("recipes.yaml", "pascal network weights 7x7", "weights/a.pth", "weights.7x7: found weights/a.pth"),
+        ("recipes.yaml", "pascal network weights 7x7", "weights/a.pth", "weights.7x7: found 'weights/a.pth'"),
         ("figures.yaml", "fig4 cells U2PL", CITYSCAPES, "fig4.cells: found cityscapes and pascal"),
         (DATA, "splits", {}, "datasets.yaml: splits: found a name with a meaning of its own"),
         ("splits.yaml", "drawn", {}, "splits.yaml: drawn: found a name with a meaning of its own"),
@@ -237,3 +237,16 @@ def test_the_device_of_the_workflow_is_one(device: str, valid: bool) -> None:
         assert not valid
     else:
         assert valid
+
+
+def test_pick_names_the_nearest():
+    assert pick({"alpha": 1, "beta": 2}, "beta", "key") == 2
+    with pytest.raises(UserError, match="^key of x: found 'alhpa', expected 'alpha'$"):
+        pick({"alpha": 1, "beta": 2}, "alhpa", "key of x")
+    with pytest.raises(UserError, match="^key: found 'x', expected one of alpha, beta$"):
+        pick({"beta": 2, "alpha": 1}, "x", "key")
+
+
+def test_of_hundreds_of_names_a_few_are_named():
+    expected = nearest("zzz", [f"run{number}-of-many" for number in range(400)])
+    assert expected.startswith("one of 400 names, such as run") and len(expected) < 100

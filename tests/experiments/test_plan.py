@@ -7,10 +7,13 @@ from pathlib import Path
 
 import pytest
 import yaml
+from made import PREPARED, record
 
 from u2pl.errors import UserError
 from u2pl.experiments import load_suite
-from u2pl.experiments.plan import minutes, plan, state_mb, steps_an_epoch
+from u2pl.experiments.cost import minutes, state_mb
+from u2pl.experiments.plan import plan
+from u2pl.experiments.schedule import steps_of, validates, validations
 from u2pl.files import read_json, write_json
 
 ROOT = Path(__file__).parents[2]
@@ -50,7 +53,7 @@ def finish(root: Path, run: str, **provenance) -> None:
     spec = load_suite("demo", root).runs[run].model_dump(mode="json")
     batch = provenance.pop("batch", spec["recipe"]["batch"])
     spec["recipe"]["batch"] = batch
-    write_json(root / "results/runs" / run / "run.json", {"spec": spec, "provenance": took | provenance})
+    write_json(root / "results/runs" / run / "run.json", record(run, spec, **(took | provenance)))
     write_json(root / "results/runs" / run / "evaluation.json", {})
 
 
@@ -159,8 +162,8 @@ def test_the_paper_time_limits_follow_the_steps():
     assert minutes(suite, u2pl, 3) == minutes(suite, u2pl, 9) == 3 * minutes(suite, u2pl)
     # 50000 vectors of the background and 30000 of each other class; the released reading keeps no bank
     bank = (50000 + 20 * 30000) * 256 * 4 / 1e6
-    assert state_mb(suite, runs["pascal_classic-92-u2pl-seed0"]) == pytest.approx(4 * 258 + bank)
-    assert state_mb(suite, runs["pascal_blender-662-u2pl-released-seed0"]) == 4 * 258
+    assert state_mb(runs["pascal_classic-92-u2pl-seed0"]) == pytest.approx(4 * 258 + bank)
+    assert state_mb(runs["pascal_blender-662-u2pl-released-seed0"]) == 4 * 258
 
 
 def test_steps_are_those_of_the_training(tmp_path):
@@ -168,7 +171,7 @@ def test_steps_are_those_of_the_training(tmp_path):
     from u2pl.data.batches import TrainBatches
 
     suite = load_suite("demo", ROOT)
-    write_json(tmp_path / "manifest.json", {"suffix": ".png"})
+    write_json(tmp_path / "manifest.json", PREPARED)
     for spec in suite.runs.values():
         universe = spec.dataset.counts[suite.protocols[spec.protocol].universe]
         ids = [str(number) for number in range(universe)]
@@ -179,7 +182,13 @@ def test_steps_are_those_of_the_training(tmp_path):
                 lists = ids[: spec.labelled], ids[spec.labelled :]
                 data = run.dataset, run.recipe, changed, 0
                 batches = TrainBatches(tmp_path, *lists, *data)
-                assert steps_an_epoch(suite, run) == len(batches), run.id
+                assert steps_of(suite, run) == len(batches), run.id
+
+
+@pytest.mark.parametrize(("epochs", "every", "after"), [(7, 3, [3, 6, 7]), (6, 3, [3, 6]), (2, 5, [2]), (1, 1, [1])])
+def test_validations_are_counted_where_they_are_made(epochs, every, after):
+    assert [epoch for epoch in range(1, epochs + 1) if validates(epoch, epochs, every)] == after
+    assert validations(epochs, every) == len(after)
 
 
 def test_the_command_prints_80_columns_and_names_a_mistake():

@@ -3,6 +3,7 @@
 from pathlib import Path
 
 import pytest
+from made import evaluation, record
 
 from u2pl.experiments.schema import Cell, Column, Row, Scale, Suite, Table
 from u2pl.files import write_json
@@ -14,7 +15,6 @@ MIOU = {
     ("u2pl", "1/8"): [55.125, 58.375],
     ("u2pl", "1/4"): [60.0, 62.0],
 }
-WEIGHTS = "0123456789abcdef" * 4  # the hash of every run's weights
 LABELLED = {"1/8": 8, "1/4": 16}
 
 
@@ -94,7 +94,6 @@ def results(tmp_path: Path) -> Path:
         for seed, value in enumerate(values):
             run = run_id(method, fraction, seed)
             # The last checkpoint is far off, so that mixing the two up is seen.
-            evaluation = {"last": {"miou": 1.0, "iou": [1.0]}, "best": {"miou": value, "iou": [value]}}
-            write_json(tmp_path / "runs" / run / "evaluation.json", evaluation | {"weights_sha256": WEIGHTS})
-            write_json(tmp_path / "runs" / run / "run.json", {"id": run, "files": {"weights.pt": WEIGHTS}})
+            write_json(tmp_path / "runs" / run / "evaluation.json", evaluation(best=value, last=1.0))
+            write_json(tmp_path / "runs" / run / "run.json", record(run))
     return tmp_path

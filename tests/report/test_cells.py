@@ -4,6 +4,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from made import evaluation
 from scipy import stats
 
 from u2pl.errors import UserError
@@ -68,14 +69,20 @@ def test_missing_evaluation_names_the_file_and_writes_nothing(suite: Suite, resu
     assert not (results / "cells.csv").exists()
 
 
-@pytest.mark.parametrize("content", [{}, [], {"best": {}}, {"best": {"miou": None}}, {"best": {"miou": 101.0}}])
+@pytest.mark.parametrize(
+    "content", [{}, [], {"best": {}}, {"best": {"miou": None}}, {"best": {"miou": 101.0}}, {"odd": 1}]
+)
 def test_malformed_evaluation_is_the_users_to_know(suite: Suite, results: Path, content: object) -> None:
-    write_json(results / "runs/blender-8-u2pl-seed1/evaluation.json", content)
-    with pytest.raises(UserError, match=r"best\.miou"):
+    path = results / "runs/blender-8-u2pl-seed1/evaluation.json"
+    whole = evaluation(best=50.0, last=50.0)
+    if isinstance(content, dict) and "miou" in content.get("best", {}):
+        content = whole | {"best": whole["best"] | content["best"]}
+    write_json(path, content)
+    with pytest.raises(UserError, match=r"seed1/evaluation\.json: (best|the file|odd)"):
         collect(suite, results)
 
 
-@pytest.mark.parametrize("weights", ["f" * 64, None, 1])
+@pytest.mark.parametrize("weights", ["f" * 64, "0" * 64])
 def test_an_evaluation_of_other_weights_is_refused(suite: Suite, results: Path, weights: object) -> None:
     """As a killed retraining leaves it, or one whose evaluation was never made again."""
     path = results / "runs/blender-8-u2pl-seed1/evaluation.json"
@@ -124,8 +131,7 @@ def test_infinite_cells_are_refused(suite: Suite, results: Path) -> None:
 
 def test_a_cell_reports_the_checkpoint_it_names(suite: Suite, results: Path) -> None:
     path = results / "runs/blender-8-u2pl-seed0/evaluation.json"
-    weights = read_json(path)["weights_sha256"]
-    write_json(path, {"best": {"miou": 50.0}, "last": {"miou": 25.0}, "weights_sha256": weights})
+    write_json(path, evaluation(best=50.0, last=25.0))
     names = ["blender-8-u2pl-seed0"]
     cells = [cell.model_copy(update={"checkpoint": c, "runs": names}) for c in ("best", "last") for cell in suite.cells]
     measured = [cell for cell in cells if cell.source == "measured" and cell.method == "u2pl"]

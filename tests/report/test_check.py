@@ -7,13 +7,14 @@ from xml.etree import ElementTree
 
 import pandas as pd
 import pytest
+from made import SHA, evaluation, history, record
 from scipy import stats
 
 from u2pl.cli import main
 from u2pl.errors import UserError
 from u2pl.experiments import load_suite
 from u2pl.experiments.schema import Suite
-from u2pl.files import write_json
+from u2pl.files import read_json, sha256, write_json
 from u2pl.report import check
 
 ROOT = Path(__file__).parents[2]
@@ -53,11 +54,10 @@ def results(suite: Suite, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Pa
 def finish(suite: Suite, results: Path, run: str, shift: float = 0.0, **provenance: Any) -> None:
     """Make a run, its best mIoU moved by `shift`."""
     folder, (best, last, loss) = results / "runs" / run, NUMBERS[run]
-    record = PROVENANCE | {"params_sha256": suite.runs[run].params_sha256} | provenance
-    write_json(folder / "run.json", {"id": run, "files": {"weights.pt": "a"}, "provenance": record})
-    evaluation = {"best": {"miou": best + shift}, "last": {"miou": last}}
-    write_json(folder / "evaluation.json", evaluation | {"weights_sha256": "a"})
-    (folder / "history.csv").write_text(f"epoch,loss\n1,9.0\n2,{loss}\n")
+    write_json(folder / "evaluation.json", evaluation(best + shift, last))
+    (folder / "history.csv").write_text(history((1, 9.0, None), (2, loss, None)))
+    took = PROVENANCE | {"params_sha256": suite.runs[run].params_sha256} | provenance
+    write_json(folder / "run.json", record(run, history=sha256(folder / "history.csv"), **took))
 
 
 def outcomes(suite: Suite, results: Path) -> list[check.Outcome]:
@@ -130,7 +130,7 @@ def test_that_nothing_differs_is_said(suite: Suite, results: Path) -> None:
 def test_github_sees_an_annotation_at_the_line_of_the_run(
     suite: Suite, results: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    finish(suite, results, f"{SETTING}1", shift=1, data_sha256="50 %\n")
+    finish(suite, results, f"{SETTING}1", shift=1, libraries=PROVENANCE["libraries"] | {"python": "50 %\n"})
     found = outcomes(suite, results)
     check.render(found, results / "baseline.csv")
     assert "::error" not in capsys.readouterr().out
@@ -139,7 +139,7 @@ def test_github_sees_an_annotation_at_the_line_of_the_run(
     (line,) = [line for line in capsys.readouterr().out.splitlines() if line.startswith("::")]
     assert line.startswith(f"::error file={results / 'baseline.csv'},line=3,title=a metric moved::{SETTING}1")
     assert (results / "baseline.csv").read_text().splitlines()[3 - 1].startswith(f"{SETTING}1,")
-    assert line.endswith("%0Adata: cccccccccccc -> 50 %25%0A")
+    assert line.endswith("%0Apython: 3.11.7 -> 50 %25%0A")
 
 
 def test_junit_has_a_case_for_each_number(suite: Suite, results: Path) -> None:
@@ -179,9 +179,11 @@ def test_another_file_is_no_baseline(suite: Suite, results: Path, content: str) 
 
 def test_a_run_that_diverged_is_no_baseline(suite: Suite, results: Path) -> None:
     before = (results / "baseline.csv").read_bytes()
-    (results / "runs" / f"{SETTING}1/history.csv").write_text("epoch,loss\n1,nan\n")
-    assert [(o.run, o.metric) for o in outcomes(suite, results) if o.moved] == [(f"{SETTING}1", "loss")]
-    with pytest.raises(UserError, match=f"{SETTING}1/history.csv: found no finite loss"):
+    folder = results / "runs" / f"{SETTING}1"
+    (folder / "history.csv").write_text(history((1, math.nan, None)))
+    files = {"weights.pt": SHA, "history.csv": sha256(folder / "history.csv")}
+    write_json(folder / "run.json", read_json(folder / "run.json") | {"files": files})
+    with pytest.raises(UserError, match=f"{SETTING}1/history.csv: line 2.loss: found None"):
         check.write_baseline(suite, results, results / "baseline.csv")
     assert (results / "baseline.csv").read_bytes() == before
     (results / "baseline.csv").write_text(before.decode().replace(",1.25,", ",inf,"))

@@ -17,6 +17,7 @@ from u2pl.cli import main
 from u2pl.errors import UserError
 from u2pl.experiments import figure_cells, load_suite
 from u2pl.experiments.schema import ClassLabel, Suite, Table
+from u2pl.folders import Run
 from u2pl.report import figures
 from u2pl.report.cells import write_cells
 from u2pl.report.history import read_curves, read_history
@@ -152,8 +153,8 @@ def test_missing_and_malformed_files_are_named(tmp_path: Path, table: Table, sui
     with pytest.raises(UserError, match=r"history\.csv: found no file"):
         read_curves(suite, tmp_path, "table2")
     (tmp_path / "history.csv").write_text("epoch,loss\n1,2\n")
-    with pytest.raises(UserError, match="val_miou"):
-        read_history(tmp_path / "history.csv")
+    with pytest.raises(UserError, match=r"history.csv: line 2.step: found nothing"):
+        read_history(Run(tmp_path))
     write_cells(suite, results, results / "cells.csv")
     with pytest.raises(UserError, match="no cell"):
         figures.draw_comparison(tmp_path / "f", results / "cells.csv", "table3", table)
@@ -193,7 +194,7 @@ def edit(tmp_path: Path) -> Callable[[str, str], Path]:
 @pytest.mark.parametrize(
     ("old", "new", "expected"),
     [
-        ("table: table4", "table: tabel4", "figures.yaml: fig4: found no table 'tabel4', expected 'table4'"),
+        ("table: table4", "table: tabel4", "figures.yaml: fig4: found 'tabel4', expected 'table4'"),
         ("row: All", "row: Al", "figures.yaml: fig4.cells.No entropy filter: .*'Al' in table4, expected 'All'"),
         ("row: SupOnly", "row: CPS", "no measured row 'CPS' in table2"),
         ("pascal_blender, fraction: 1/4", "pascal_blender, fraction: 1/16", "no column pascal_blender 1/16 in table4"),

@@ -10,11 +10,12 @@ from typing import Any
 
 import pandas as pd
 import pytest
+from made import evaluation, history, record
 
 from u2pl.errors import UserError
 from u2pl.experiments import load_suite
 from u2pl.experiments.schema import Suite
-from u2pl.files import write_json
+from u2pl.files import sha256, write_json
 from u2pl.report.cells import write_cells
 from u2pl.report.page import write_page
 
@@ -53,17 +54,12 @@ def site(tmp_path_factory: pytest.TempPathFactory, suite: Suite) -> Path:
     runs = list(dict.fromkeys(run for cell in suite.cells for run in cell.runs))
     for position, run in enumerate(runs):
         best, classes = miou(position), len(suite.runs[run].dataset.classes)
-        ious = [None, *([best] * (classes - 1))]
         folder = results / "runs" / run
-        evaluation = {"best": {"miou": best, "iou": ious}, "last": {"miou": 5, "iou": ious}}
-        write_json(folder / "evaluation.json", evaluation | {"weights_sha256": "a"})
-        provenance = {"git": {"commit": "c0ffee" * 6, "dirty": True}, "device": EVIL, "wall_time_s": 1.25}
-        provenance |= {"libraries": {"torch": "2.11.0"}}
-        write_json(
-            folder / "run.json",
-            {"id": run, "files": {"weights.pt": "a"}, "best_epoch": 7, "epochs": 8, "provenance": provenance},
-        )
-        (folder / "history.csv").write_text(f"epoch,step,val_miou\n6,60,\n7,70,{best}\n8,80,5\n")
+        write_json(folder / "evaluation.json", evaluation(best, 5, classes=classes, absent=1))
+        (folder / "history.csv").write_text(history((6, 1.0, None), (7, 1.0, best), (8, 1.0, 5)))
+        took = {"git": {"commit": "c0ffee" * 7, "dirty": True, "diff_sha256": None}, "device": EVIL}
+        took |= {"wall_time_s": 1.25, "libraries": {"torch": "2.11.0"}}
+        write_json(folder / "run.json", record(run, history=sha256(folder / "history.csv"), **took))
     write_cells(suite, results, results / "cells.csv")
     cells = pd.read_csv(results / "cells.csv", keep_default_na=False)
     measured = cells["source"] == "measured"
@@ -176,14 +172,14 @@ def test_a_missing_file_is_named_and_nothing_is_written(site: Path, suite: Suite
 @pytest.mark.parametrize(
     ("name", "old", "new"),
     [
-        ("history.csv", "8,80,5", "8,80,inf"),
-        ("history.csv", "8,80,5", "8,80,-5"),
+        ("history.csv", ",5\n", ",inf\n"),
+        ("history.csv", ",5\n", ",-5\n"),
         ("run.json", '"wall_time_s": 1.25', '"wall_time_s": 1e999'),
         ("run.json", '"wall_time_s": 1.25', '"wall_time_s": "1.25"'),
-        ("run.json", '"a"', '"b"'),
+        ("run.json", '"0123', '"1123'),
         ("evaluation.json", "null,", "NaN,"),
         ("evaluation.json", "null,", ""),
-        ("evaluation.json", '"a"', '"b"'),
+        ("evaluation.json", '"0123', '"1123'),
     ],
 )
 def test_a_damaged_file_is_named_and_nothing_is_written(

@@ -17,6 +17,7 @@ from typing import Any
 import pytest
 import scipy.stats
 import yaml
+from made import scores
 
 from u2pl.cli import main
 from u2pl.experiments import load_suite, published_list
@@ -269,7 +270,7 @@ def test_a_recorded_hash_counts_whole() -> None:
     for digits in (0, 8):
         cut = in_text(rf'("history.csv": "[0-9a-f]{{{digits}}})[0-9a-f]*', r"\1")
         with edited(RUN / "run.json", cut):
-            assert str(RUN / "history.csv") in those("differs")
+            assert str(RUN / "run.json") in those("differs")
 
 
 def test_what_shows_a_changed_history_is_not_checked() -> None:
@@ -435,7 +436,7 @@ def test_a_verdict_is_told_with_its_numbers(capsys: pytest.CaptureFixture[str]) 
     evaluations = [RUN.with_name(RUN.name.replace("seed0", f"seed{seed}")) / "evaluation.json" for seed in (0, 1)]
 
     def measure(miou: float) -> Callable[[bytes], bytes]:
-        changed = {name: {"miou": miou, "iou": []} for name in ("best", "last")}
+        changed = {name: scores(miou) for name in ("best", "last")}
         return lambda data: json.dumps(json.loads(data) | changed).encode()
 
     with contextlib.ExitStack() as stack:
@@ -479,10 +480,10 @@ def test_a_table_is_printed(capsys: pytest.CaptureFixture[str]) -> None:
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["smal"], "run 'smal': found no such run at scale 'tiny', expected 'small'"),
+        (["smal"], "run or table at scale 'tiny': found 'smal', expected 'small'"),
         ([RUN.name.replace("classic", "clasic")], f"expected '{RUN.name}'"),
-        (["smal", "SupOnly", "1/8"], "table 'smal': found no such table at this scale, expected 'small'"),
-        (["small", "SupOnl", "1/8"], "small: row 'SupOnl': found no such row, expected 'SupOnly'"),
+        (["smal", "SupOnly", "1/8"], "table at scale 'tiny': found 'smal', expected 'small'"),
+        (["small", "SupOnl", "1/8"], "row of small: found 'SupOnl', expected 'SupOnly'"),
         (["small", "SupOnly", "pascal_clasic 1/8"], "expected 'pascal_classic 1/8'"),
         (["small", "SupOnly", "1/8"], "found 2 columns, expected 'pascal_classic 1/8' or 'pascal_blender 1/8'"),
         (["small", "SupOnly"], "show: found 2 arguments, expected a table; a table, a row and a column; or a run id"),
@@ -507,7 +508,7 @@ def test_a_record_of_another_version_is_no_crash(capsys: pytest.CaptureFixture[s
     for edit in (lambda data: b"{}", lambda data: b"[]", lambda data: data.replace(b'"split_sha256"', b'"split_sha"')):
         with edited(RUN / "run.json", edit):
             assert call("show", RUN.name, "--scale", "tiny") == 2
-            assert f"{RUN.name}/run.json: found " in capsys.readouterr().err
+            assert f"{RUN.name}/run.json: " in capsys.readouterr().err
 
 
 def test_the_command_recomputes_that_run_alone(capsys: pytest.CaptureFixture[str]) -> None:

@@ -8,11 +8,12 @@ from pathlib import Path
 
 import pandas as pd
 import pytest
+from made import evaluation, record
 
 from u2pl.errors import UserError
 from u2pl.experiments import load_suite
 from u2pl.experiments.schema import Suite, Table
-from u2pl.files import read_json, write_json
+from u2pl.files import write_json
 from u2pl.report.cells import write_cells
 from u2pl.report.latex import SYMBOLS, escape
 from u2pl.report.tables import write_table
@@ -92,8 +93,7 @@ def test_verdicts_stand_beside_the_papers_number_with_their_rule(suite_on_real_d
     for run, pair in values.items():
         for seed, value in enumerate(pair):
             path = results / f"runs/{run}-seed{seed}/evaluation.json"
-            content = {"last": {"miou": 1.0}, "best": {"miou": value}}
-            write_json(path, content | {"weights_sha256": read_json(path)["weights_sha256"]})
+            write_json(path, evaluation(best=value, last=1.0))
     stem = write(suite_on_real_data, results)
     text = stem.with_suffix(".md").read_text(encoding="utf-8")
     assert "| SupOnly | **71.55 ± 0.07** (= 71.55) | 61.50 ± 0.00 |" in text
@@ -192,9 +192,9 @@ def test_a_control_character_is_no_latex() -> None:
 def test_every_table_of_the_paper_compiles(scale: str, tmp_path: Path) -> None:
     suite = load_suite(scale, ROOT)
     for number, run in enumerate(suite.runs):
-        miou, folder = {"miou": 40 + number / 10}, tmp_path / "runs" / run
-        write_json(folder / "evaluation.json", {"best": miou, "last": miou, "weights_sha256": "a"})
-        write_json(folder / "run.json", {"id": run, "files": {"weights.pt": "a"}})
+        miou, folder = 40 + number / 10, tmp_path / "runs" / run
+        write_json(folder / "evaluation.json", evaluation(miou, miou))
+        write_json(folder / "run.json", record(run))
     write_cells(suite, tmp_path, tmp_path / "cells.csv")
     sources = []
     for name, table in suite.tables.items():

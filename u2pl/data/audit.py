@@ -18,7 +18,9 @@ from u2pl.data.images import check_labels, decode_mask, read_bytes
 from u2pl.data.lists import read_ids
 from u2pl.data.splits import check
 from u2pl.errors import UserError
-from u2pl.files import atomic_path, read_fields
+from u2pl.experiments.records import PreparedManifest, SplitManifest, read
+from u2pl.files import atomic_path
+from u2pl.folders import Data, Prepared, Split
 
 Counts = NDArray[np.int64]
 
@@ -56,7 +58,7 @@ def audit_splits(
     Raises UserError if there is no such split, or one that `u2pl.data.splits.check` refuses.
     """
     found: dict[tuple[str, int], dict[str, Path]] = {}
-    for manifest in (data / "splits").glob("*/*/*/manifest.json"):
+    for manifest in Data(data).split_manifests():
         name, source, labelled = manifest.parts[-4:-1]
         if protocol in (None, name) and labelled.isdigit():
             found.setdefault((name, int(labelled)), {})[source] = manifest.parent
@@ -64,23 +66,23 @@ def audit_splits(
     readers: dict[Path, Callable[[str], Counts]] = {}
     for (name, _), folders in sorted(found.items()):
         # Overlaps are with every source, also with those that are not asked for.
-        labeled = {source: set(read_ids(folder / "labeled.txt")) for source, folder in sorted(folders.items())}
+        labeled = {source: set(read_ids(Split(folder).list("labeled"))) for source, folder in sorted(folders.items())}
         for source, ids in labeled.items():
             if sources and source not in sources:
                 continue
-            prepared = data / read_fields(folders[source] / "manifest.json", dataset=str)["dataset"]
+            prepared = data / read(SplitManifest, Split(folders[source]).manifest).dataset
             check(folders[source], prepared)
             pixels: dict[str, float] = {}
             images: dict[str, float] = {}
-            if classes and (prepared / "masks").is_dir():
+            if classes and Prepared(prepared).masks.is_dir():
                 pixels, images = _frequencies(ids, prepared, readers.setdefault(prepared, _reader(prepared)))
             audits.append(
                 Audit(
                     protocol=name,
                     source=source,
                     labelled=len(ids),
-                    unlabelled=len(read_ids(folders[source] / "unlabeled.txt")),
-                    fine=len(ids & set(read_ids(prepared / "lists" / "train.txt"))),
+                    unlabelled=len(read_ids(Split(folders[source]).list("unlabeled"))),
+                    fine=len(ids & set(read_ids(Prepared(prepared).list("train")))),
                     overlap={other: len(ids & theirs) for other, theirs in labeled.items() if other != source},
                     pixels=pixels,
                     images=images,
@@ -88,19 +90,19 @@ def audit_splits(
             )
     if not audits:
         wanted = " ".join(["no split", *filter(None, [protocol, *(sources or ())])])
-        raise UserError(data / "splits", wanted, "splits (the workflow or `u2pl data split` makes them)")
+        raise UserError(Data(data).splits, wanted, "splits (the workflow or `u2pl data split` makes them)")
     return audits
 
 
 def _reader(prepared: Path) -> Callable[[str], Counts]:
     """A function id -> (classes,) pixel counts, without the ignored ones; a mask is read once for all splits."""
-    manifest = read_fields(prepared / "manifest.json", classes=list, ignore_label=int)
-    n_classes, ignore = len(manifest["classes"]), manifest["ignore_label"]
+    manifest = read(PreparedManifest, Prepared(prepared).manifest)
+    n_classes, ignore = len(manifest.classes), manifest.ignore_label
     known: dict[str, Counts] = {}
 
     def count(image_id: str) -> Counts:
         if image_id not in known:
-            path = prepared / "masks" / f"{image_id}.png"
+            path = Prepared(prepared).mask(image_id)
             labels = decode_mask(read_bytes(path), path)
             check_labels(labels, n_classes, ignore, path)
             known[image_id] = np.bincount(labels[labels != ignore], minlength=n_classes).astype(np.int64)
@@ -113,7 +115,7 @@ def _frequencies(
     ids: set[str], prepared: Path, count: Callable[[str], Counts]
 ) -> tuple[dict[str, float], dict[str, float]]:
     """Class -> its share of the labelled pixels; class -> the share of images that show it."""
-    names = read_fields(prepared / "manifest.json", classes=list)["classes"]
+    names = read(PreparedManifest, Prepared(prepared).manifest).classes
     counts = np.stack([count(image_id) for image_id in sorted(ids)])  # (images, classes)
     pixels = counts.sum(0) / max(1, counts.sum())
     images = (counts > 0).mean(0)

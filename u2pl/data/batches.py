@@ -15,9 +15,11 @@ from torchvision import tv_tensors
 from u2pl.data.augment import weak_augmentation
 from u2pl.data.images import check_labels, check_size, decode_image, decode_mask, read_bytes
 from u2pl.errors import UserError
+from u2pl.experiments.records import PreparedManifest, read
+from u2pl.experiments.schedule import images_per_step, steps_per_epoch
 from u2pl.experiments.schema import Dataset, Recipe
-from u2pl.experiments.settings import SupOnly, Training
-from u2pl.files import read_fields
+from u2pl.experiments.settings import Training
+from u2pl.folders import Prepared
 
 Sample = tuple[tv_tensors.Image, tv_tensors.Mask]
 _LABELLED, _UNLABELLED, _UNLABELLED_2 = 0, 1, 2  # part of every sample's seed
@@ -39,8 +41,9 @@ class SegmentationFolder(TorchDataset[Sample]):
         ignore_label: int,
         transform: Callable[..., Any] | None = None,
     ) -> None:
-        self.suffix: str = read_fields(prepared / "manifest.json", suffix=str)["suffix"]
-        self.prepared, self.ids, self.transform = prepared, list(ids), transform
+        self.prepared = Prepared(prepared)
+        self.suffix = read(PreparedManifest, self.prepared.manifest).suffix
+        self.ids, self.transform = list(ids), transform
         self.n_classes, self.ignore_label = n_classes, ignore_label
 
     def __len__(self) -> int:
@@ -48,7 +51,7 @@ class SegmentationFolder(TorchDataset[Sample]):
 
     def __getitem__(self, index: int) -> Sample:
         image = self._image(index)
-        path = self.prepared / "masks" / f"{self.ids[index]}.png"
+        path = self.prepared.mask(self.ids[index])
         labels = decode_mask(read_bytes(path), path)
         check_size(labels, (image.shape[-2], image.shape[-1]), path)
         check_labels(labels, self.n_classes, self.ignore_label, path)
@@ -61,7 +64,7 @@ class SegmentationFolder(TorchDataset[Sample]):
         return self.transform(image) if self.transform else image
 
     def _image(self, index: int) -> tv_tensors.Image:
-        path = self.prepared / "images" / f"{self.ids[index]}{self.suffix}"
+        path = self.prepared.images / f"{self.ids[index]}{self.suffix}"
         pixels = decode_image(read_bytes(path), path)
         return tv_tensors.Image(torch.from_numpy(pixels).permute(2, 0, 1).contiguous())
 
@@ -69,12 +72,11 @@ class SegmentationFolder(TorchDataset[Sample]):
 class TrainBatches:
     """The batches of a run.
 
-    `settings.streams` says what a batch carries. An epoch is one pass over the unlabelled list, with the labelled list
-    repeated to its length; over the labelled list if nothing is unlabelled, or if the settings count SupOnly's epochs
-    so. An incomplete last batch is dropped; a list shorter than one batch is repeated to give one. Orders and
-    augmentations come from (recipe seed, epoch, stream, position) alone: batches do not depend on the number of
-    workers, and an epoch can be entered without those before it. Of `ranks` processes, the one called `rank` loads its
-    stretch of each batch only; `images` is its length. Raises UserError if a batch has no equal stretches.
+    `settings.streams` says what a batch carries. An epoch has `u2pl.experiments.schedule.steps_per_epoch` steps; the
+    labelled list is repeated to its length, and a list shorter than one batch to give one. Orders and augmentations
+    come from (recipe seed, epoch, stream, position) alone: batches do not depend on the number of workers, and an epoch
+    can be entered without those before it. Of `ranks` processes, the one called `rank` loads its stretch of each batch
+    only; `images` is its length. Raises UserError if a batch has no equal stretches.
     """
 
     def __init__(
@@ -102,16 +104,14 @@ class TrainBatches:
 
         # With every image labelled there is still something to be consistent on: the labelled images themselves.
         unlabelled = folder(unlabelled_ids or labelled_ids) if "unlabelled" in settings.streams else None
-        by_labelled = isinstance(settings, SupOnly) and settings.suponly_epoch_unit == "labelled"
-        length = len(unlabelled_ids) if unlabelled_ids and not by_labelled else len(labelled_ids)
-        # Half of an odd batch is rounded down, but never to nothing.
-        batch = recipe.batch if settings.batch_size == "per_stream" else max(1, recipe.batch // 2)
+        steps = steps_per_epoch(recipe, settings, len(labelled_ids), len(unlabelled_ids))
+        batch = images_per_step(recipe.batch, settings.batch_size)
         if batch % ranks:
             raise UserError("recipe: batch", f"{batch} images a step for {ranks} ranks", f"a multiple of {ranks}")
         self.images = batch // ranks
         stretch = range(rank * self.images, (rank + 1) * self.images)
         second = "unlabelled_2" in settings.streams
-        self._steps = _Steps(folder(labelled_ids), unlabelled, second, max(1, length // batch), batch, stretch, seed)
+        self._steps = _Steps(folder(labelled_ids), unlabelled, second, steps, batch, stretch, seed)
         self._order = _Order()
         self._loader = DataLoader(
             self._steps,

@@ -23,6 +23,7 @@ from u2pl.addresses import public
 from u2pl.data import cityscapes_site
 from u2pl.data.transfer import Network, Refused, copy, discard, download, part_of
 from u2pl.errors import UserError
+from u2pl.experiments.records import FetchedManifest, read, write
 from u2pl.experiments.schema import Archive
 from u2pl.files import locked, read_json, sync, write_json
 
@@ -59,8 +60,9 @@ def fetched_sha256(path: Path, archive: Archive | None = None) -> str:
     workflow fetches again; and if it has another checksum than `archive` declares, fetched or put there by hand.
     """
     recorded = _recorded(path)
+    expected = recorded.sha256 if recorded else None
     facts = _facts(path) if path.is_file() else None
-    if facts is None or recorded.get("sha256") not in (None, facts["sha256"]):
+    if facts is None or expected not in (None, facts["sha256"]):
         try:
             manifest_of(path).unlink(missing_ok=True)
         except OSError as error:
@@ -69,21 +71,20 @@ def fetched_sha256(path: Path, archive: Archive | None = None) -> str:
         raise UserError(path, "no file", "the archive (run `u2pl data fetch`, or put it there)")
     if archive and (wrong := _wrong(archive, facts)):
         raise UserError(path, wrong[0], f"{wrong[1]} (run `u2pl data fetch`, or put the right file there)")
-    if recorded.get("sha256") not in (None, facts["sha256"]):
-        raise UserError(path, f"sha256 {facts['sha256']}", f"{recorded['sha256']} as fetched (run `u2pl data fetch`)")
+    if expected not in (None, facts["sha256"]):
+        raise UserError(path, f"sha256 {facts['sha256']}", f"{expected} as fetched (run `u2pl data fetch`)")
     with suppress(UserError):  # a folder that cannot be written: the next step computes it again
         _record(path, facts)
     return str(facts["sha256"])
 
 
-def _recorded(target: Path) -> dict[str, Any]:
-    """The manifest; empty if it is none."""
+def _recorded(target: Path) -> FetchedManifest | None:
+    """The manifest; None if it is none, or that of another file."""
     try:
-        value = read_json(manifest_of(target))
+        manifest = read(FetchedManifest, manifest_of(target))
     except UserError:
-        return {}
-    whole = isinstance(value, dict) and value.keys() >= {"file", "size", "md5", "sha256"}
-    return value if whole and value["file"] == target.name else {}
+        return None
+    return manifest if manifest.file == target.name else None
 
 
 def _record_of(target: Path) -> Path:
@@ -125,7 +126,7 @@ def _stands(archive: Archive, target: Path) -> bool:
     if not (known and recorded and target.is_file() and _record_of(target).is_file()):
         return False
     facts = _facts(target)
-    return facts["sha256"] == recorded["sha256"] and _wrong(archive, facts) is None
+    return facts["sha256"] == recorded.sha256 and _wrong(archive, facts) is None
 
 
 def _wrong(archive: Archive, facts: dict[str, Any]) -> tuple[str, str] | None:
@@ -152,7 +153,7 @@ def _checksums(path: Path) -> dict[str, Any]:
 def _write_manifest(target: Path, facts: dict[str, Any], source: str | None) -> None:
     """The record, and last of all the manifest, without a clock or a machine in it."""
     _record(target, facts)
-    write_json(manifest_of(target), {"file": target.name, "source": source, **facts})
+    write(manifest_of(target), FetchedManifest(file=target.name, source=source, **facts))
 
 
 def _offline() -> bool:
@@ -175,7 +176,8 @@ def _accept(archive: Archive, target: Path) -> bool:
             raise UserError(target, wrong[0], f"{wrong[1]}, or no file: move away what was not fetched here")
         return False
     discard(part_of(target))
-    _write_manifest(target, facts, _recorded(target).get("source"))
+    recorded = _recorded(target)
+    _write_manifest(target, facts, recorded.source if recorded else None)
     return True
 
 

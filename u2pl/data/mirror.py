@@ -12,6 +12,7 @@ from u2pl.data.lists import read_ids, sort_ids
 from u2pl.errors import UserError
 from u2pl.experiments.schema import Protocol, PublishedList
 from u2pl.files import atomic_path
+from u2pl.folders import Prepared
 
 
 def mirror(
@@ -30,7 +31,7 @@ def mirror(
     """
 
     def ids(which: str) -> list[str]:
-        return sort_ids(read_ids(prepared / "lists" / f"{which}.txt"))
+        return sort_ids(read_ids(Prepared(prepared).list(which)))
 
     candidates, universe, fine = ids(protocol.candidates), ids(protocol.universe), set(ids("train"))
     for fraction, files in lists.items():

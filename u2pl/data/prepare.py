@@ -26,11 +26,12 @@ from u2pl.data.layouts import ARCHIVES, SUFFIX, Plan, plan_members
 from u2pl.data.lists import list_bytes, sort_ids
 from u2pl.data.progress import progress
 from u2pl.errors import UserError
+from u2pl.experiments.params import validate
+from u2pl.experiments.records import PreparedManifest, plain, read, write
 from u2pl.experiments.schema import Dataset
-from u2pl.files import atomic_path, locked, read_fields, read_json, sha256, write_json
+from u2pl.files import atomic_path, locked, read_json, sha256, write_json
+from u2pl.folders import Prepared
 
-CHECKSUMS = "checksums.sha256"
-MANIFEST = "manifest.json"
 _FORMAT = 1  # of the prepared folder; part of the resume key, so a change of it converts anew
 _NAMED = 5  # damaged files that are named before the rest is counted
 _LINE = re.compile(r"^([0-9a-f]{64})  ((?:images|masks|lists)/[^/\n]+)$", re.MULTILINE)
@@ -45,7 +46,7 @@ def prepare(dataset: Dataset, archives: Path, target: Path, workers: int) -> Non
     archive or one with another checksum than declared, an image that does not decode, a mask of another size, an
     unknown label, lists whose lengths differ from `dataset.counts`, and a full disk; no manifest is left then.
     """
-    manifest = target / MANIFEST
+    manifest = Prepared(target).manifest
     with _alone(target, workers):
         try:
             paths, hashes = _sources(dataset, archives)
@@ -55,11 +56,12 @@ def prepare(dataset: Dataset, archives: Path, target: Path, workers: int) -> Non
             if known != listed:
                 manifest.unlink(missing_ok=True)
                 _write_checksums(target, known)
-            made, counts = _make(dataset, paths, target, workers, known, target / CHECKSUMS)
+            made, counts = _make(dataset, paths, target, workers, known, Prepared(target).checksums)
             _write_checksums(target, made)
             facts = {"counts": counts, "files": len(made), "content_sha256": _content_hash(made), "archives": hashes}
-            if not _holds(manifest, _declared(dataset) | facts):
-                write_json(manifest, _declared(dataset) | facts)
+            content = validate(PreparedManifest, _declared(dataset) | facts, manifest)
+            if not _holds(manifest, plain(content)):
+                write(manifest, content)
         except BaseException:
             manifest.unlink(missing_ok=True)
             raise
@@ -71,10 +73,10 @@ def restore(dataset: Dataset, archives: Path, target: Path, workers: int) -> Non
     Only the manifest is versioned. It is left as it is, so that nothing that depends on it is made again. Raises
     UserError if the manifest is not of today's params, or the archives are missing or give other files.
     """
-    manifest = target / MANIFEST
+    manifest = Prepared(target).manifest
     if not manifest.is_file():
         return
-    recorded = read_fields(manifest, counts=dict, files=int, content_sha256=str, archives=dict)
+    recorded = read(PreparedManifest, manifest)
     _check_manifest(dataset, recorded, manifest)
     if not _damaged(target, recorded):
         return
@@ -85,12 +87,12 @@ def restore(dataset: Dataset, archives: Path, target: Path, workers: int) -> Non
 
 
 def _repair(
-    dataset: Dataset, archives: Path, target: Path, workers: int, recorded: dict[str, Any], damaged: list[str]
+    dataset: Dataset, archives: Path, target: Path, workers: int, recorded: PreparedManifest, damaged: list[str]
 ) -> None:
     """Convert the `damaged` files again; all but the provably sound ones if checksums.sha256 itself is damaged."""
-    manifest, checksums = target / MANIFEST, target / CHECKSUMS
-    whole = damaged == [CHECKSUMS]
-    if whole and _content_hash(found := _digests(target, _names(target))) == recorded["content_sha256"]:
+    manifest, checksums = Prepared(target).manifest, Prepared(target).checksums
+    whole = damaged == [checksums.name]
+    if whole and _content_hash(found := _digests(target, _names(target))) == recorded.content_sha256:
         print(f"{checksums}: missing or damaged; written again, since all other files are sound", flush=True)
         _write_checksums(target, found)
         return
@@ -104,15 +106,15 @@ def _repair(
     except UserError as error:
         found_there = f"{what}; and for converting again, at {error.where}, {error.found}"
         raise UserError(target, found_there, error.expected) from error
-    if hashes != recorded["archives"]:
-        raise UserError(f"{archives} as prepared: archives", hashes, f"{recorded['archives']}, as {manifest} says")
+    if hashes != recorded.archives:
+        raise UserError(f"{archives} as prepared: archives", hashes, f"{recorded.archives}, as {manifest} says")
     if whole:
         _start(target, dataset, hashes)
         _write_checksums(target, known := _sound(target, _listed(target)))
     else:
         known = {name: digest for name, digest in _listed(target).items() if name not in damaged}
     made, _ = _make(dataset, paths, target, workers, known, checksums if whole else None)
-    if _content_hash(made) != recorded["content_sha256"]:
+    if _content_hash(made) != recorded.content_sha256:
         now = f"a folder as {manifest} says (`u2pl data prepare` accepts what this machine makes, as other data)"
         raise UserError(target, f"{what}; and other bytes when they are converted again", now)
     if whole:
@@ -152,12 +154,13 @@ def _declared(dataset: Dataset) -> dict[str, Any]:
     }
 
 
-def _check_manifest(dataset: Dataset, recorded: dict[str, Any], manifest: Path) -> None:
+def _check_manifest(dataset: Dataset, recorded: PreparedManifest, manifest: Path) -> None:
     """Raise UserError unless the manifest is of the data set as the params declare it today."""
-    for key, expected in (_declared(dataset) | {"counts": recorded["counts"] | dataset.counts}).items():
-        if recorded.get(key) != expected:
+    found = plain(recorded)
+    for key, expected in (_declared(dataset) | {"counts": recorded.counts | dataset.counts}).items():
+        if found[key] != expected:
             again = f"{expected} of the params (`u2pl data prepare` converts again)"
-            raise UserError(f"{manifest}: {key}", recorded.get(key), again)
+            raise UserError(f"{manifest}: {key}", found[key], again)
 
 
 def _text(digests: Digests) -> bytes:
@@ -170,15 +173,15 @@ def _content_hash(digests: Digests) -> str:
 
 def _write_checksums(target: Path, digests: Digests) -> None:
     text = _text(digests)
-    if not (target / CHECKSUMS).is_file() or (target / CHECKSUMS).read_bytes() != text:
-        with atomic_path(target / CHECKSUMS) as temporary:
+    if not (Prepared(target).checksums).is_file() or (Prepared(target).checksums).read_bytes() != text:
+        with atomic_path(Prepared(target).checksums) as temporary:
             temporary.write_bytes(text)
 
 
 def _listed(target: Path) -> dict[str, str]:
     """What checksums.sha256 lists; of a damaged one, the lines that are whole."""
     try:
-        text = (target / CHECKSUMS).read_bytes().decode(errors="replace")
+        text = (Prepared(target).checksums).read_bytes().decode(errors="replace")
     except FileNotFoundError:
         return {}
     return {name: digest for digest, name in _LINE.findall(text)}
@@ -186,8 +189,8 @@ def _listed(target: Path) -> dict[str, str]:
 
 def _names(target: Path) -> list[str]:
     """The prepared files that are there."""
-    folders = ("images", "masks", "lists")
-    return [f"{folder}/{path.name}" for folder in folders for path in (target / folder).glob("[!.]*") if path.is_file()]
+    folders = (Prepared(target).images, Prepared(target).masks, Prepared(target).lists)
+    return [f"{folder.name}/{path.name}" for folder in folders for path in folder.glob("[!.]*") if path.is_file()]
 
 
 def _digests(target: Path, names: Collection[str]) -> dict[str, str]:
@@ -211,12 +214,12 @@ def _sound(target: Path, listed: Digests) -> dict[str, str]:
     return {name: digest for name, digest in _digests(target, listed).items() if listed[name] == digest}
 
 
-def _damaged(target: Path, recorded: dict[str, Any]) -> list[str]:
+def _damaged(target: Path, recorded: PreparedManifest) -> list[str]:
     """The files that are missing or not as recorded; checksums.sha256 alone where it is not the manifest's."""
     listed = _listed(target)
-    path = target / CHECKSUMS
-    if not path.is_file() or sha256(path) != recorded["content_sha256"]:
-        return [CHECKSUMS]
+    path = Prepared(target).checksums
+    if not path.is_file() or sha256(path) != recorded.content_sha256:
+        return [path.name]
     found = _digests(target, listed)
     return [name for name, digest in listed.items() if found.get(name) != digest]
 
@@ -232,14 +235,15 @@ def _start(target: Path, dataset: Dataset, hashes: dict[str, str]) -> None:
         "classes": len(dataset.classes),
         "ignore_label": dataset.ignore_label,
     }
-    if _holds(target / "sources.json", key):
+    folder = Prepared(target)
+    if _holds(folder.sources, key):
         return
     # The old key goes first, the new one comes last: a kill in between leaves no old file under the new key.
-    for name in ("sources.json", CHECKSUMS):
-        (target / name).unlink(missing_ok=True)
-    for name in ("images", "masks", "lists"):
-        shutil.rmtree(target / name, ignore_errors=True)
-    write_json(target / "sources.json", key)
+    for path in (folder.sources, folder.checksums):
+        path.unlink(missing_ok=True)
+    for path in (folder.images, folder.masks, folder.lists):
+        shutil.rmtree(path, ignore_errors=True)
+    write_json(folder.sources, key)
 
 
 def _holds(path: Path, value: dict[str, Any]) -> bool:

@@ -13,6 +13,7 @@ from u2pl.data.splits import check_lists, write
 from u2pl.errors import UserError
 from u2pl.experiments.schema import Archive, Protocol, PublishedList, PublishedSource
 from u2pl.files import sha256
+from u2pl.folders import Prepared
 
 # [folders/]id[_leftImg8bit][.jpg or .png][ mask's path]
 _LINE = re.compile(r"(?:\S*/)?([A-Za-z0-9][A-Za-z0-9_-]*?)(?:_leftImg8bit)?(?:\.(?:jpg|png))?(?:\s+(\S+))?")
@@ -78,7 +79,7 @@ def install(
     both lists have their hashes and sizes, are disjoint, and are exactly the universe; else UserError.
     """
     ids, facts = read(source, files.labelled, folder)
-    universe = read_ids(prepared / "lists" / f"{protocol.universe}.txt")
+    universe = read_ids(Prepared(prepared).list(protocol.universe))
     lists, where = {"labeled": ids}, {"labeled": folder / files.labelled}
     published: dict[str, dict[str, Any] | None] = {"labeled": facts, "unlabeled": None}
     if files.unlabelled is None:

@@ -13,10 +13,14 @@ from typing import Any
 
 from u2pl.data.lists import hash_ids, read_ids, sort_ids, write_ids
 from u2pl.errors import UserError
+from u2pl.experiments import records
+from u2pl.experiments.params import validate
+from u2pl.experiments.records import PreparedManifest, SplitManifest
 from u2pl.experiments.schema import Protocol
-from u2pl.files import read_fields, sha256, write_json
+from u2pl.files import sha256
+from u2pl.folders import Prepared, Split
 
-LISTS = ("labeled", "unlabeled", "val")
+LISTS: tuple[records.Lists, ...] = ("labeled", "unlabeled", "val")
 
 
 def draw(protocol: Protocol, labelled: int, prepared: Path, target: Path, seed: int) -> None:
@@ -25,8 +29,8 @@ def draw(protocol: Protocol, labelled: int, prepared: Path, target: Path, seed: 
     `labelled` images of the candidate list are drawn; the rest of the universe is unlabelled.
     Raises UserError if there are fewer candidates or the prepared data are incomplete.
     """
-    candidate_file = prepared / "lists" / f"{protocol.candidates}.txt"
-    candidates, universe = sort_ids(read_ids(candidate_file)), read_ids(prepared / "lists" / f"{protocol.universe}.txt")
+    candidate_file = Prepared(prepared).list(protocol.candidates)
+    candidates, universe = sort_ids(read_ids(candidate_file)), read_ids(Prepared(prepared).list(protocol.universe))
     if labelled > len(candidates):
         raise UserError(candidate_file, f"{len(candidates)} images", f"at least the {labelled} labelled ones")
     if protocol.nested:
@@ -47,24 +51,22 @@ def write(
     The manifest goes first and comes last, so that a folder with one is complete.
     """
     content = _content(prepared)
-    complete = {**lists, "val": read_ids(prepared / "lists" / "val.txt")}
-    manifest = target / "manifest.json"
-    manifest.unlink(missing_ok=True)
+    complete = {**lists, "val": read_ids(Prepared(prepared).list("val"))}
+    split = Split(target)
+    split.manifest.unlink(missing_ok=True)
     for name, ids in complete.items():
-        write_ids(target / f"{name}.txt", ids)
-    write_json(
-        manifest,
-        {
-            "counts": {name: len(ids) for name, ids in complete.items()},
-            "sha256": {name: sha256(target / f"{name}.txt") for name in complete},
-            "prepared_content_sha256": content,
-            "dataset": protocol.dataset,
-            "candidates": protocol.candidates,
-            "universe": protocol.universe,
-            "labelled": len(lists["labeled"]),
-            **origin,
-        },
-    )
+        write_ids(split.list(name), ids)
+    facts = {
+        "counts": {name: len(ids) for name, ids in complete.items()},
+        "sha256": {name: sha256(split.list(name)) for name in complete},
+        "prepared_content_sha256": content,
+        "dataset": protocol.dataset,
+        "candidates": protocol.candidates,
+        "universe": protocol.universe,
+        "labelled": len(lists["labeled"]),
+        **origin,
+    }
+    records.write(split.manifest, validate(SplitManifest, facts, split.manifest))
 
 
 def check_lists(
@@ -75,17 +77,17 @@ def check_lists(
     Refused: ids of `labeled` outside the prepared list `candidates`, of either list outside `universe` or in the
     validation list, ids in both lists, and a universe that the two do not exhaust.
     """
-    val = set(read_ids(prepared / "lists" / "val.txt"))
+    val = set(read_ids(Prepared(prepared).list("val")))
     labeled, unlabeled = set(lists["labeled"]), set(lists["unlabeled"])
     for name, ids, known in (("labeled", labeled, candidates), ("unlabeled", unlabeled, universe)):
         if leaked := ids & val:
             raise UserError(where[name], f"validation image {min(leaked)}", "training images")
-        file = prepared / "lists" / f"{known}.txt"
+        file = Prepared(prepared).list(known)
         if unknown := ids - set(read_ids(file)):
             raise UserError(where[name], f"unknown image {min(unknown)}", f"images of {file}")
     if both := labeled & unlabeled:
         raise UserError(where["unlabeled"], f"{min(both)}, which is labelled", "disjoint lists")
-    if missing := set(read_ids(prepared / "lists" / f"{universe}.txt")) - labeled - unlabeled:
+    if missing := set(read_ids(Prepared(prepared).list(universe))) - labeled - unlabeled:
         raise UserError(where["unlabeled"], f"no {min(missing)}", "every training image in one of the lists")
 
 
@@ -96,36 +98,25 @@ def check(folder: Path, prepared: Path) -> None:
     validation list that is not complete; lists that differ from the manifest or from the published ones it names; data
     that changed since the split was made.
     """
-    kinds: dict[str, type] = {"candidates": str, "universe": str, "sha256": dict, "prepared_content_sha256": str}
-    manifest = read_fields(folder / "manifest.json", **kinds)
-    where = {name: folder / f"{name}.txt" for name in LISTS}
-    lists = {name: read_ids(path) for name, path in where.items()}
-    check_lists(lists, where, prepared, manifest["candidates"], manifest["universe"])
-    val = prepared / "lists" / "val.txt"
+    split = Split(folder)
+    manifest = records.read(SplitManifest, split.manifest)
+    where: dict[str, Path] = {name: split.list(name) for name in LISTS}
+    lists: dict[str, list[str]] = {name: read_ids(path) for name, path in where.items()}
+    check_lists(lists, where, prepared, manifest.candidates, manifest.universe)
+    val = Prepared(prepared).list("val")
     if different := set(lists["val"]) ^ set(read_ids(val)):
         raise UserError(where["val"], f"a difference at {min(different)}", val)
     for name in LISTS:
-        if (found := sha256(where[name])) != (expected := manifest["sha256"].get(name)):
+        if (found := sha256(where[name])) != (expected := manifest.sha256.get(name)):
             raise UserError(where[name], f"sha256 {found}", f"{expected} of its manifest")
-    for name, facts in _published(folder / "manifest.json", manifest).items():
-        if (found := hash_ids(lists[name])) != facts["sha256_ids"]:
-            raise UserError(where[name], f"sha256 {found} of its ids", f"{facts['sha256_ids']} as published")
+    for name, published in manifest.files.items():
+        if published is not None and (found := hash_ids(lists[name])) != published.sha256_ids:
+            raise UserError(where[name], f"sha256 {found} of its ids", f"{published.sha256_ids} as published")
     content = _content(prepared)
-    if content != manifest["prepared_content_sha256"]:
-        raise UserError(
-            prepared / "manifest.json", f"content {content}", f"{manifest['prepared_content_sha256']} of the split"
-        )
+    if content != manifest.prepared_content_sha256:
+        expected = f"{manifest.prepared_content_sha256} of the split"
+        raise UserError(Prepared(prepared).manifest, f"content {content}", expected)
 
 
 def _content(prepared: Path) -> str:
-    return str(read_fields(prepared / "manifest.json", content_sha256=str)["content_sha256"])
-
-
-def _published(where: Path, manifest: dict[str, Any]) -> dict[str, dict[str, str]]:
-    """What the manifest says of the published lists; empty for drawn ones."""
-    files = manifest.get("files", {})
-    known = isinstance(files, dict) and files.keys() <= set(LISTS)
-    found = {name: facts for name, facts in files.items() if facts is not None} if known else {}
-    if not known or any(not isinstance(facts, dict) or "sha256_ids" not in facts for facts in found.values()):
-        raise UserError(f"{where}: files", repr(files)[:80], "the path and hashes of each published list")
-    return found
+    return records.read(PreparedManifest, Prepared(prepared).manifest).content_sha256

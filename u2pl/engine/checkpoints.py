@@ -12,7 +12,9 @@ from torch import Tensor, nn
 
 from u2pl.components.collectives import rank, world_size
 from u2pl.errors import UserError
-from u2pl.files import atomic_path, read_json, sha256
+from u2pl.experiments.records import RunRecord, read
+from u2pl.files import atomic_path, sha256
+from u2pl.folders import MANIFEST, Run
 from u2pl.models.weights import difference, read_dict
 
 if TYPE_CHECKING:
@@ -47,18 +49,14 @@ def load_run(spec: "RunSpec", run_dir: Path) -> tuple[dict[str, Any], str]:
 
     Raises UserError if a file is missing, or if run.json is of another run or has another hash for weights.pt.
     """
-    path, record_path = run_dir / "weights.pt", run_dir / "run.json"
+    path, record_path = Run(run_dir).weights, Run(run_dir).record
     if not path.is_file():
         raise UserError(path, "no file", "a file written by `u2pl train`")
-    record = read_json(record_path)
-    try:
-        run, expected = record["id"], record["files"]["weights.pt"]
-    except (KeyError, TypeError, IndexError):
-        raise UserError(record_path, "no id or no hash of weights.pt", "a file written by `u2pl train`") from None
-    if run != spec.id:
-        raise UserError(record_path, f"the run {run}", f"the run {spec.id}")
-    if (found := sha256(path)) != expected:
-        raise UserError(path, f"sha256 {found}", f"{expected} of {record_path}")
+    record = read(RunRecord, record_path)
+    if record.id != spec.id:
+        raise UserError(record_path, f"the run {record.id}", f"the run {spec.id}")
+    if (found := sha256(path)) != record.files.weights:
+        raise UserError(path, f"sha256 {found}", f"{record.files.weights} of {record_path}")
     return load(path), found
 
 
@@ -121,14 +119,15 @@ def state_key(spec: "RunSpec", split: Path, prepared: Path, weights: Path | None
 def maker(device: torch.device) -> dict[str, str]:
     """What a training is done by; a state goes on to the same bits under an equal one only."""
     folder = Path(__file__).parents[1]
-    sources = [path for part in NUMERICS for path in sorted((folder / part).glob("*.py"))]
+    sources = [path for part in NUMERICS for path in sorted((folder / part).rglob("*.py"))]
+    sources += [folder / "experiments" / f"{name}.py" for name in ("schedule", "settings")]
     code = hashlib.sha256(b"".join(path.read_bytes() for path in sources)).hexdigest()[:12]
     return {"code": code, "torch": str(torch.__version__), "device": device.type, "ranks": str(world_size())}
 
 
 def manifest_hash(folder: Path) -> str:
     """SHA-256 of the folder's manifest. Raises UserError if there is none."""
-    path = folder / "manifest.json"
+    path = folder / MANIFEST
     if not path.is_file():
         raise UserError(path, "no file", "the manifest of a finished step")
     return sha256(path)

@@ -19,7 +19,9 @@ from u2pl.data.lists import read_ids
 from u2pl.engine.checkpoints import load_network_weights, load_run
 from u2pl.engine.seeding import choose_device, deterministic
 from u2pl.errors import UserError
-from u2pl.files import write_json
+from u2pl.experiments.params import validate
+from u2pl.experiments.records import RunEvaluation, write
+from u2pl.folders import Run, Split
 from u2pl.methods import method_class
 from u2pl.models import DeepLab, build_network
 from u2pl.models.deeplab import upsample
@@ -181,9 +183,10 @@ def evaluate(
 
 def validation_ids(split: Path) -> list[str]:
     """The split's validation list. Raises UserError if it is missing or empty."""
-    ids = read_ids(split / "val.txt")
+    path = Split(split).list("val")
+    ids = read_ids(path)
     if not ids:
-        raise UserError(split / "val.txt", "no image ids", "one or more")
+        raise UserError(path, "no image ids", "one or more")
     return ids
 
 
@@ -226,10 +229,11 @@ def evaluate_run(
     with deterministic(max(1, recipe.threads // world_size()), tf32=recipe.tf32):
         network = evaluated_network(spec).to(target)
         for selection in ("last", "best"):
-            load_network_weights(network, weights, selection, run_dir / "weights.pt")
+            load_network_weights(network, weights, selection, Run(run_dir).weights)
             pad = pad_label(spec)
             confusion = evaluate(network, prepared, ids, spec.dataset, target, recipe.workers, pad, between)
             classes = [None if math.isnan(value) else value for value in iou(confusion).tolist()]
             results[selection] = {"confusion": confusion.tolist(), "iou": classes, "miou": mean_iou(confusion)}
     if rank() == 0:
-        write_json(run_dir / "evaluation.json", results)
+        path = Run(run_dir).evaluation
+        write(path, validate(RunEvaluation, results, path))

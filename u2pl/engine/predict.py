@@ -19,6 +19,7 @@ from u2pl.engine.checkpoints import load_network_weights, load_run
 from u2pl.engine.evaluate import confusion_matrix, evaluated_network, iou, sliding_logits
 from u2pl.engine.seeding import choose_device, deterministic
 from u2pl.experiments.settings import unreliable_share
+from u2pl.folders import Run
 
 if TYPE_CHECKING:
     from u2pl.experiments.schema import Dataset, RunSpec
@@ -103,7 +104,7 @@ def _folder(prepared: Path, ids: Sequence[str], dataset: "Dataset") -> Segmentat
 def _trained(spec: "RunSpec", run_dir: Path, selection: str, device: torch.device) -> nn.Module:
     weights, _ = load_run(spec, run_dir)
     network = evaluated_network(spec)
-    load_network_weights(network, weights, selection, run_dir / "weights.pt")
+    load_network_weights(network, weights, selection, Run(run_dir).weights)
     return network.to(device).eval()
 
 

@@ -13,7 +13,9 @@ import torch
 from PIL import features
 
 from u2pl.engine.checkpoints import manifest_hash
-from u2pl.files import read_json, sha256
+from u2pl.experiments.records import PreparedManifest, SplitManifest, plain, read
+from u2pl.files import sha256
+from u2pl.folders import Prepared, Split
 
 if TYPE_CHECKING:
     from u2pl.experiments.schema import RunSpec
@@ -33,9 +35,9 @@ def record(spec: "RunSpec", split: Path, prepared: Path, weights: Path | None, d
         "git": git_state(),
         "params_sha256": spec.params_sha256,
         "split_sha256": manifest_hash(split),
-        "split": read_json(split / "manifest.json"),
+        "split": plain(read(SplitManifest, Split(split).manifest)),
         "data_sha256": manifest_hash(prepared),
-        "data": read_json(prepared / "manifest.json"),
+        "data": plain(read(PreparedManifest, Prepared(prepared).manifest)),
         "encoder_weights": {"file": str(weights), "sha256": sha256(weights)} if weights else None,
         "libraries": library_versions(),
         "device": torch.cuda.get_device_name(device) if device.type == "cuda" else "cpu",

@@ -1,6 +1,5 @@
 """The folder of a finished run: weights, history and record."""
 
-import csv
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +10,10 @@ from u2pl.engine import checkpoints
 from u2pl.engine.provenance import peak_memory_mb
 from u2pl.engine.trainer import Trainer
 from u2pl.errors import UserError
-from u2pl.files import atomic_path, sha256, write_json
+from u2pl.experiments.params import validate
+from u2pl.experiments.records import RunRecord, write, write_history
+from u2pl.files import sha256
+from u2pl.folders import Run
 
 
 def write_run(out: Path, trainer: Trainer, start: dict[str, Any]) -> None:
@@ -22,17 +24,14 @@ def write_run(out: Path, trainer: Trainer, start: dict[str, Any]) -> None:
     start: what `u2pl.engine.provenance.record` found when the training began.
     """
     assert trainer.best is not None
-    for name in ("evaluation.json", "run.json"):
-        (out / name).unlink(missing_ok=True)
+    run = Run(out)
+    for path in (run.evaluation, run.record):
+        path.unlink(missing_ok=True)
     spec, best = trainer.spec, trainer.best
     meta = {"run": spec.id, "epochs": trainer.epoch, "best_epoch": best["epoch"], "best_miou": best["miou"]}
-    checkpoints.save(out / "weights.pt", {"last": trainer.weights(), "best": best["weights"], "meta": meta})
-    columns = list(dict.fromkeys(name for row in trainer.history for name in row))
-    with atomic_path(out / "history.csv") as temporary, temporary.open("w", newline="", encoding="utf-8") as stream:
-        writer = csv.DictWriter(stream, columns, restval="", lineterminator="\n")
-        writer.writeheader()
-        writer.writerows(trainer.history)
-    write_live(out / "live", trainer.history)
+    checkpoints.save(run.weights, {"last": trainer.weights(), "best": best["weights"], "meta": meta})
+    write_history(run.history, trainer.history)
+    write_live(run.live, trainer.history)
     provenance = start | {
         "world_size": world_size(),
         "steps": trainer.steps,
@@ -40,9 +39,9 @@ def write_run(out: Path, trainer: Trainer, start: dict[str, Any]) -> None:
         "images_per_s": trainer.images / trainer.training_seconds,
         "peak_memory_mb": peak_memory_mb(trainer.device),
     }
-    files = {name: sha256(out / name) for name in ("weights.pt", "history.csv")}
+    files = {path.name: sha256(path) for path in (run.weights, run.history)}
     parts = {"id": spec.id, "spec": spec.model_dump(mode="json"), "files": files, "provenance": provenance}
-    write_json(out / "run.json", parts | meta)
+    write(run.record, validate(RunRecord, parts | meta, run.record))
 
 
 def write_live(folder: Path, history: list[dict[str, float]]) -> None:

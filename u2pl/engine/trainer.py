@@ -20,6 +20,8 @@ from u2pl.engine.evaluate import evaluate, mean_iou, network_of, pad_label, vali
 from u2pl.engine.optimisers import assert_all_optimised, poly, set_rates
 from u2pl.engine.seeding import random_state, restore_random_state, seed_everything
 from u2pl.errors import UserError
+from u2pl.experiments.schedule import validates
+from u2pl.folders import Split
 from u2pl.methods import Progress, Setup, build_method
 from u2pl.models import DeepLab, load_encoder_weights
 
@@ -52,7 +54,7 @@ class Trainer:
 
         setup = Setup(network, len(dataset.classes), dataset.ignore_label)
         self.method = build_method(spec.method, spec.settings, setup).to(device)
-        labelled, unlabelled = read_ids(split / "labeled.txt"), read_ids(split / "unlabeled.txt")
+        labelled, unlabelled = read_ids(Split(split).list("labeled")), read_ids(Split(split).list("unlabeled"))
         self.batches = TrainBatches(
             prepared,
             labelled,
@@ -166,7 +168,7 @@ class Trainer:
         recipe = self.spec.recipe
         if self.index or not self.history or "val_miou" in self.history[-1]:
             return False
-        return self.epoch % recipe.validate_every == 0 or self.epoch == recipe.epochs
+        return validates(self.epoch, recipe.epochs, recipe.validate_every)
 
     def validate(self, between: Callable[[], None] = lambda: None) -> None:
         """Evaluate the method's network, note it in the history and keep the best weights.

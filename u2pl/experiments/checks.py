@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from u2pl.errors import UserError
-from u2pl.experiments.params import nearest, validate
+from u2pl.experiments.params import nearest, pick, validate
 from u2pl.experiments.schema import Dataset, Method, Preset, Protocol, Scale, Suite
 from u2pl.experiments.settings import SETTINGS, Contrast, Training
 
@@ -135,15 +135,14 @@ def check_runs(suite: Suite, files: Files) -> None:
         if archive.file != key:
             where = files.place("weights", key, [], "file")
             raise UserError(where, archive.file, f"{key}, the file's name in weights/")
-    weights = [f"weights/{key}" for key in suite.weights]
+    weights = {f"weights/{key}": archive for key, archive in suite.weights.items()}
     for run in suite.runs.values():
         protocol = suite.protocols[run.protocol]
         if run.labelled > (there := run.dataset.counts[protocol.candidates]):
             where = files.place("protocols", run.protocol, ["fractions"], run.fraction)
             raise UserError(where, f"{run.labelled} labelled images", f"at most the {there} of {protocol.candidates}")
-        if run.weights is not None and run.weights not in weights:
+        if run.weights is not None:
             where = files.place("recipes", run.dataset_name, ["network", "weights"], run.settings.backbone_stem)
-            raise UserError(where, run.weights, nearest(run.weights, weights))
+            pick(weights, run.weights, where)
     for run_id in suite.params.baseline or []:
-        if run_id not in suite.runs:
-            raise UserError(f"{files.scale}: baseline", f"no run {run_id[:80]!r}", nearest(run_id, list(suite.runs)))
+        pick(suite.runs, run_id, f"{files.scale}: baseline")

@@ -17,7 +17,7 @@ from u2pl.experiments.checks import (
     check_settings,
     settings_of,
 )
-from u2pl.experiments.params import merge, nearest, read_yaml, validate
+from u2pl.experiments.params import merge, nearest, pick, read_yaml, validate
 from u2pl.experiments.schema import (
     DEFAULT_FIDELITY,
     Archive,
@@ -62,7 +62,7 @@ def load_suite(scale: str, root: Path = Path()) -> Suite:
         base = read_yaml(path)
         for name in overrides:
             if name not in base:
-                raise UserError(f"{scale_file}: {kind}.{name}", "an unknown key", nearest(name, list(base)))
+                raise UserError(f"{scale_file}: {kind}.{name}", "an unknown key", nearest(name, base))
         result = {}
         for name, value in base.items():
             check_name(FILE_NAME if kind == "weights" else NAME, name, path, TAKEN.get(kind, ()))
@@ -79,10 +79,9 @@ def load_suite(scale: str, root: Path = Path()) -> Suite:
     files = Files(folder, scale_file, params)
     check_settings(presets, methods, files)
     for name, protocol in protocols.items():
-        for known in (datasets, recipes):
-            if protocol.dataset not in known:
-                where = f"{folder / 'protocols.yaml'}: {name}.dataset"
-                raise UserError(where, repr(protocol.dataset), nearest(protocol.dataset, list(known)))
+        where = f"{folder / 'protocols.yaml'}: {name}.dataset"
+        pick(datasets, protocol.dataset, where)
+        pick(recipes, protocol.dataset, where)
 
     check_datasets(datasets, protocols, files)
     suite = Suite(
@@ -108,12 +107,11 @@ def load_suite(scale: str, root: Path = Path()) -> Suite:
 def _figures(folder: Path, declared: dict[str, Figure], suite: Suite) -> dict[str, Figure]:
     """The figures whose tables the scale has, and one that compares ours with the paper's for every table."""
     where = folder / "figures.yaml"
-    known = [path.stem for path in (folder / "tables").glob("*.yaml")]
+    known = {path.stem: path for path in (folder / "tables").glob("*.yaml")}
     figures = {}
     for name, figure in declared.items():
         for table in figure.tables:
-            if table not in known:
-                raise UserError(f"{where}: {name}", f"no table {table!r}", nearest(table, known))
+            pick(known, table, f"{where}: {name}")
         if not figure.tables <= set(suite.tables):
             continue
         found = [find_cell(suite, cell, f"{where}: {name}.cells.{title}") for title, cell in figure.cells.items()]
@@ -154,10 +152,8 @@ def published_list(suite: Suite, source: str, protocol: str, labelled: int) -> P
     """The published lists with so many labelled images; None if the source is "drawn". UserError if there are none."""
     if source == "drawn":
         return None
-    where, known = "params/splits.yaml", suite.published
-    if source not in known:
-        raise UserError(where, f"no source {source!r}", nearest(source, ["drawn", *known]))
-    lists = known[source].lists.get(protocol, {})
+    where = "params/splits.yaml"
+    lists = pick(suite.published, source, where).lists.get(protocol, {})
     for fraction, count in suite.protocols[protocol].fractions.items():
         if count == labelled and fraction in lists:
             return lists[fraction]
@@ -181,9 +177,7 @@ def _grid(
     cells: list[Cell] = []
     known = {path.stem: path for path in sorted((folder / "tables").glob("*.yaml"))}
     for name in params.tables or known:
-        if name not in known:
-            raise UserError(f"{folder / 'scales' / scale}.yaml: tables", repr(name), nearest(name, list(known)))
-        path = known[name]
+        path = pick(known, name, f"{folder / 'scales' / scale}.yaml: tables")
         check_name(STEM, name, path.parent)
         table = tables[path.stem] = validate(Table, read_yaml(path), path)
         for number, row in enumerate(table.rows):
@@ -244,11 +238,10 @@ def _settings(
     """
     if row.method is None:
         return row.fidelity, Training(), {}, {}
-    for key, value, known in (("method", row.method, list(methods)), ("fidelity", row.fidelity, list(presets))):
-        if value not in known:
-            raise UserError(f"{where}.{key}", repr(value), nearest(value, known))
+    pick(presets, row.fidelity, f"{where}.fidelity")
+    own = pick(methods, row.method, f"{where}.method").settings
     path, _, place = where.partition(": ")
-    kind, own = SETTINGS[row.method], methods[row.method].settings
+    kind = SETTINGS[row.method]
     base = {name: kind(**preset.of(kind, dataset.kind) | own) for name, preset in presets.items()}
     # Typed first, compared after: 0.20 and the default 0.2 are one setting.
     typed = settings_of(row.method, row.overrides, Path(path), (place, "overrides"))
@@ -266,9 +259,7 @@ def _changed(settings: Training, base: Training) -> dict[str, Any]:
 
 
 def _labelled(column: Column, path: Path, protocols: dict[str, Protocol]) -> int:
-    if column.protocol not in protocols:
-        raise UserError(f"{path}: columns", repr(column.protocol), nearest(column.protocol, list(protocols)))
-    fractions = protocols[column.protocol].fractions
+    fractions = pick(protocols, column.protocol, f"{path}: columns").fractions
     if column.fraction not in fractions:
         where = f"{path}: columns"
         raise UserError(where, f"{column.protocol} {column.fraction}", "one of " + ", ".join(fractions))

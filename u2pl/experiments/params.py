@@ -2,7 +2,7 @@
 
 import difflib
 import math
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any, TypeVar, get_args, get_origin
 
@@ -14,8 +14,10 @@ from u2pl.errors import UserError
 from u2pl.experiments.values import Mistake
 
 Model = TypeVar("Model", bound=BaseModel)
+Value = TypeVar("Value")
 LOADER = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
 MAX_DEPTH = 30  # params/ nests 5 deep; the C parser's recursion bears thousands
+MAX_LISTED = 30  # names in a message; a scale has hundreds of runs
 MAX_VALUES = 100_000  # params/ holds hundreds in a file; aliases of aliases can make billions of a few lines
 
 
@@ -102,10 +104,21 @@ def merge(base: Mapping[str, Any], override: Mapping[str, Any]) -> dict[str, Any
     return result
 
 
-def nearest(key: str, valid: list[str]) -> str:
-    """What to expect in place of `key`: the closest valid key, or all of them."""
-    close = difflib.get_close_matches(key, valid, n=1, cutoff=0.5)
-    return f"{close[0]!r}" if close else "one of " + ", ".join(sorted(valid))
+def pick(known: Mapping[str, Value], name: str, where: object) -> Value:
+    """`known[name]`; raises UserError, blaming `where`, with the nearest of the known names if there is none."""
+    if name not in known:
+        raise UserError(where, repr(name[:80]), nearest(name, known))
+    return known[name]
+
+
+def nearest(key: str, valid: Collection[str]) -> str:
+    """What to expect in place of `key`: the closest valid key; where none is close, all of them, or the closest few."""
+    if close := difflib.get_close_matches(key, valid, n=1, cutoff=0.5):
+        return repr(close[0])
+    if len(valid) <= MAX_LISTED:
+        return "one of " + ", ".join(sorted(valid))
+    few = difflib.get_close_matches(key, valid, n=3, cutoff=0)
+    return f"one of {len(valid)} names, such as {', '.join(few)}"
 
 
 def validate(model: type[Model], value: Any, where: object, prefix: tuple[str, ...] = ()) -> Model:

@@ -217,7 +217,7 @@ class Recipe(Strict):
     pinned_memory: bool = True  # where there is a GPU
     # what an interrupted run may lose; 0: save after each step
     save_every_minutes: Annotated[float, Field(ge=0)] = 10.0
-    # What a run asks the machine for; its minutes follow from `estimate`, see u2pl/experiments/plan.py.
+    # What a run asks the machine for; its minutes follow from `estimate`, see u2pl/experiments/cost.py.
     gpus: Annotated[int, Field(ge=0, le=16)] = 0  # of one machine; more than one: as many ranks, by torchrun
     threads: Annotated[Threads, Field(gt=0)] = 1
     mem_mb: Positive = 4000

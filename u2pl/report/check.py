@@ -21,10 +21,13 @@ import pandas as pd
 from scipy.special import stdtrit
 
 from u2pl.errors import UserError
-from u2pl.experiments.params import nearest
+from u2pl.experiments.params import pick
+from u2pl.experiments.records import plain
 from u2pl.experiments.schema import Suite
 from u2pl.files import atomic_path
-from u2pl.report.runs import check_history, command, read_run
+from u2pl.folders import Results
+from u2pl.report.history import read_history
+from u2pl.report.runs import command, read_run
 from u2pl.report.statistics import ALPHA, Sample
 
 METRICS = {"best": "best mIoU", "last": "last mIoU", "loss": "loss"}
@@ -60,51 +63,29 @@ class Outcome:
         return f"{self.run}: {METRICS[self.metric]} {change}"
 
 
-def baseline_path(scale: str) -> Path:
-    """The baseline of a scale, below the repository's root."""
-    return Path("results/baselines") / f"{scale}.csv"
-
-
 def measure(suite: Suite, results: Path, run: str) -> dict[str, Any]:
     """The row of a finished run: its numbers, and what they depend on, as text.
 
     Raises UserError if the run has not been made, or with other params than today's.
     """
-    if run not in suite.runs:
-        raise UserError(f"run {run!r}", f"no such run at scale {suite.scale!r}", nearest(run, list(suite.runs)))
+    today = pick(suite.runs, run, f"run at scale {suite.scale!r}").params_sha256
     done = read_run(suite, results, run)
-    try:
-        provenance = done.record["provenance"]
-        encoder = provenance["encoder_weights"]
-        facts = {
-            **provenance["libraries"],
-            **provenance["git"],
-            **provenance,
-            "encoder_sha256": encoder["sha256"] if encoder else None,
-        }
-        known = {name: "" if facts[name] is None else str(facts[name]) for name in (*ORIGIN, *PLATFORM)}
-    except (KeyError, TypeError, AttributeError) as error:
-        where = results / "runs" / run / "run.json"
-        raise UserError(where, f"{type(error).__name__} {error}", "the record of a run by this version") from error
-    if known["params_sha256"] != (today := suite.runs[run].params_sha256):
-        where, again = results / "runs" / run / "run.json", command(suite, results, [run])
-        raise UserError(where, f"params {known['params_sha256'][:12]}", f"{today[:12]}, today's: {again}")
-    return {"run": run, **done.miou, "loss": _last_loss(results / "runs" / run / "history.csv"), **known}
-
-
-def _last_loss(history: Path) -> float:
-    check_history(history)
-    try:
-        return float(pd.read_csv(history)["loss"].iloc[-1])
-    except (OSError, ValueError, KeyError, IndexError) as error:
-        raise UserError(history, f"{type(error).__name__} {error}", "the history of a run") from error
+    folder, provenance = Results(results).run(run), done.record.provenance
+    facts = {**provenance.libraries, **plain(provenance.git), **plain(provenance)}
+    facts["encoder_sha256"] = provenance.encoder_weights.sha256 if provenance.encoder_weights else None
+    known = {}
+    for name in (*ORIGIN, *PLATFORM):
+        value = pick(facts, name, f"{folder.record}: provenance")
+        known[name] = "" if value is None else str(value)
+    if provenance.params_sha256 != today:
+        again = command(suite, results, [run])
+        raise UserError(folder.record, f"params {provenance.params_sha256[:12]}", f"{today[:12]}, today's: {again}")
+    return {"run": run, **done.miou, "loss": float(read_history(folder)["loss"].iloc[-1]), **known}
 
 
 def write_baseline(suite: Suite, results: Path, target: Path) -> None:
     """Write a row for each of the suite's baseline runs to the CSV file `target`, atomically."""
     rows = pd.DataFrame([measure(suite, results, run) for run in suite.baseline_runs], columns=COLUMNS)
-    if odd := [run for run, loss in zip(rows["run"], rows["loss"], strict=True) if not math.isfinite(loss)]:
-        raise UserError(results / "runs" / odd[0] / "history.csv", "no finite loss", "a run that did not diverge")
     with atomic_path(target) as temporary:
         rows.to_csv(temporary, index=False, lineterminator="\n")
 

@@ -1,37 +1,46 @@
-"""The learning curves of finished runs."""
+"""The learning curves of finished runs: the only reader of history.csv."""
 
 from pathlib import Path
 
 import pandas as pd
 
 from u2pl.errors import UserError
+from u2pl.experiments.params import validate
+from u2pl.experiments.records import HistoryRow, RunRecord, read
 from u2pl.experiments.schema import Suite
-from u2pl.report.runs import check_history
+from u2pl.files import sha256
+from u2pl.folders import Results, Run
 
 
 def read_curves(suite: Suite, results: Path, table: str) -> dict[tuple[int, int], list[pd.DataFrame]]:
-    """history.csv of each seed, by the row and column of the table. Raises UserError if one is missing or malformed."""
+    """The history of each seed, by the row and column of the table. Raises UserError as `read_history` does."""
     curves = {}
     rows = [row.title for row in suite.tables[table].rows]
     columns = [(column.protocol, column.fraction) for column in suite.tables[table].columns]
     for cell in suite.cells:
         if cell.table == table and cell.runs:
             place = rows.index(cell.row), columns.index((cell.protocol, cell.fraction))
-            curves[place] = [read_history(results / "runs" / run / "history.csv") for run in cell.runs]
+            curves[place] = [read_history(Results(results).run(run)) for run in cell.runs]
     return curves
 
 
-def read_history(path: Path) -> pd.DataFrame:
-    """A run's history with the columns epoch and val_miou. Raises UserError if it is missing or malformed."""
-    check_history(path)
+def read_history(run: Run) -> pd.DataFrame:
+    """A run's history, a row per epoch with the columns of `HistoryRow`; NaN where nothing was measured.
+
+    Raises UserError if it is missing, malformed, or not the one that run.json beside it records.
+    """
+    path = run.history
     try:
-        history = pd.read_csv(path)[["epoch", "val_miou"]].astype({"epoch": int, "val_miou": float})
+        history = pd.read_csv(path)
     except FileNotFoundError as error:
         raise UserError(path, "no file", "the history of a finished run") from error
-    except (OSError, KeyError, ValueError) as error:
-        raise UserError(path, error, "numbers in the columns epoch and val_miou") from error
-    validated = history["val_miou"].dropna()
-    if not validated.between(0, 100).all():
-        odd = validated[~validated.between(0, 100)].iloc[0]
-        raise UserError(path, f"val_miou = {odd}", "a percentage from 0 to 100")
-    return history
+    except (OSError, ValueError) as error:
+        raise UserError(path, error, "the history of a run") from error
+    if run.record.is_file() and (found := sha256(path)) != (expected := read(RunRecord, run.record).files.history):
+        raise UserError(path, f"sha256 {found}", f"{expected} of {run.record}")
+    known = history.astype(object).where(history.notna(), None)
+    for number, row in enumerate(known.to_dict("records"), start=2):  # the header is line 1
+        validate(HistoryRow, {str(name): value for name, value in row.items()}, path, (f"line {number}",))
+    if history.empty:
+        raise UserError(path, "no epoch", "the history of a finished run")
+    return history.astype({"val_miou": float}) if "val_miou" in history else history.assign(val_miou=float("nan"))

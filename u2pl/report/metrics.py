@@ -5,11 +5,11 @@ from typing import Any
 
 import pandas as pd
 
-from u2pl.errors import UserError
 from u2pl.experiments.schema import Suite
 from u2pl.files import atomic_path, write_json
+from u2pl.folders import Results
 from u2pl.report.cells import read_cells
-from u2pl.report.runs import check_history
+from u2pl.report.history import read_history
 
 
 def write_metrics(cells: Path, target: Path) -> None:
@@ -29,12 +29,7 @@ def write_curves(suite: Suite, results: Path, target: Path) -> None:
     """
     curves = []
     for spec in suite.runs.values():
-        path = results / "runs" / spec.id / "history.csv"
-        check_history(path)
-        try:
-            history = pd.read_csv(path, usecols=["epoch", "loss", "val_miou"]).dropna()
-        except (OSError, ValueError) as error:
-            raise UserError(path, error, "the history of a run") from error
+        history = read_history(Results(results).run(spec.id))[["epoch", "loss", "val_miou"]].dropna()
         described: dict[str, Any] = {
             "run": spec.id,
             "protocol": spec.protocol,

@@ -13,6 +13,7 @@ from jinja2 import Environment, StrictUndefined
 from u2pl.errors import UserError
 from u2pl.experiments.schema import Suite
 from u2pl.files import atomic_path
+from u2pl.folders import Results
 from u2pl.report.cells import read_cells
 from u2pl.report.history import read_history
 from u2pl.report.runs import command, read_run
@@ -113,37 +114,31 @@ def _number(value: Any) -> float | None:
 
 def _run(suite: Suite, results: Path, run: str) -> dict[str, Any]:
     """What the page tells of a run: scores, curve, IoU by class, departures from the paper's preset, provenance."""
-    folder, spec = results / "runs" / run, suite.runs[run]
+    folder, spec = Results(results).run(run), suite.runs[run]
     done = read_run(suite, results, run)
-    record = done.record
-    history = read_history(folder / "history.csv").dropna()
+    record, provenance = done.record, done.record.provenance
+    history = read_history(folder)[["epoch", "val_miou"]].dropna()
     settings = spec.settings.model_dump(mode="json")
-    try:
-        scores = {
-            key: {
-                "miou": round(done.miou[key], 4),
-                "iou": [None if value is None else round(value, 2) for value in done.evaluation[key]["iou"]],
+    for scores in done.evaluation.checkpoints.values():
+        if len(scores.iou) != (n_classes := len(spec.dataset.classes)):
+            raise UserError(folder.evaluation, f"{len(scores.iou)} IoUs", f"{n_classes} classes")
+    return {
+        "seed": spec.seed,
+        "dataset": spec.dataset_name,
+        "scores": {
+            name: {
+                "miou": round(scores.miou, 4),
+                "iou": [None if value is None else round(value, 2) for value in scores.iou],
             }
-            for key in ("best", "last")
-        }
-        if any(len(done.evaluation[key]["iou"]) != len(spec.dataset.classes) for key in scores):
-            raise UserError(
-                folder / "evaluation.json", "another number of IoUs", f"{len(spec.dataset.classes)} classes"
-            )
-        git, provenance = record["provenance"]["git"], record["provenance"]
-        return {
-            "seed": spec.seed,
-            "dataset": spec.dataset_name,
-            "scores": scores,
-            "best_epoch": record["best_epoch"],
-            "epochs": record["epochs"],
-            "curve": [[int(e), round(float(v), 3)] for e, v in zip(history["epoch"], history["val_miou"], strict=True)],
-            "departures": [[key, settings[key], paper] for key, paper in sorted(spec.departures.items())],
-            "commit": git["commit"],
-            "dirty": git["dirty"],
-            "device": provenance["device"],
-            "seconds": round(provenance["wall_time_s"], 1),
-            "torch": provenance["libraries"]["torch"],
-        }
-    except (KeyError, TypeError, ValueError, AttributeError) as error:
-        raise UserError(folder, f"{type(error).__name__} {error}", "a run trained by this version") from error
+            for name, scores in done.evaluation.checkpoints.items()
+        },
+        "best_epoch": record.best_epoch,
+        "epochs": record.epochs,
+        "curve": [[int(e), round(float(v), 3)] for e, v in zip(history["epoch"], history["val_miou"], strict=True)],
+        "departures": [[key, settings[key], paper] for key, paper in sorted(spec.departures.items())],
+        "commit": provenance.git.commit,
+        "dirty": provenance.git.dirty,
+        "device": provenance.device,
+        "seconds": round(provenance.wall_time_s, 1),
+        "torch": provenance.libraries.get("torch"),
+    }

@@ -10,7 +10,8 @@ from rich.table import Table
 from rich.text import Text
 
 from u2pl.errors import UserError
-from u2pl.experiments.params import nearest
+from u2pl.experiments.params import pick
+from u2pl.experiments.records import plain
 from u2pl.experiments.schema import Cell, Suite
 from u2pl.report.cells import NUMBERS, collect
 from u2pl.report.runs import command, read_run
@@ -25,21 +26,16 @@ def find_cell(suite: Suite, table: str, row: str, column: str) -> Cell:
     Where columns of several protocols have the fraction, the protocol stands before it: `pascal_classic 1/8`.
     Raises UserError with the nearest name for an unknown one.
     """
-    if table not in suite.tables:
-        raise UserError(f"table {table!r}", "no such table at this scale", nearest(table, list(suite.tables)))
-    cells = [cell for cell in suite.cells if cell.table == table]
-    titles = list(dict.fromkeys(cell.row for cell in cells))
-    if row not in titles:
-        raise UserError(f"{table}: row {row!r}", "no such row", nearest(row, titles))
+    pick(suite.tables, table, f"table at scale {suite.scale!r}")
+    rows: dict[str, list[Cell]] = {}
+    for cell in (cell for cell in suite.cells if cell.table == table):
+        rows.setdefault(cell.row, []).append(cell)
     names: dict[str, list[Cell]] = {}
-    for cell in cells:
-        if cell.row == row:
-            for heading in (cell.fraction, cell.column):
-                names.setdefault(heading, []).append(cell)
-                names.setdefault(f"{cell.protocol} {heading}", []).append(cell)
-    if column not in names:
-        raise UserError(f"{table}: column {column!r}", "no such column", nearest(column, list(names)))
-    if len(found := names[column]) > 1:
+    for cell in pick(rows, row, f"row of {table}"):
+        for heading in (cell.fraction, cell.column):
+            names.setdefault(heading, []).append(cell)
+            names.setdefault(f"{cell.protocol} {heading}", []).append(cell)
+    if len(found := pick(names, column, f"column of {table}")) > 1:
         protocols = " or ".join(repr(f"{cell.protocol} {column}") for cell in found)
         raise UserError(f"{table}: column {column!r}", f"{len(found)} columns", protocols)
     return found[0]
@@ -48,7 +44,7 @@ def find_cell(suite: Suite, table: str, row: str, column: str) -> Cell:
 def read_record(suite: Suite, results: Path, run: str) -> Record:
     """What run.json says, and the evaluations. Raises UserError as `read_run` does."""
     found = read_run(suite, results, run)
-    return found.record | {"miou": found.miou}
+    return plain(found.record) | {"miou": found.miou}
 
 
 def describe_cell(suite: Suite, results: Path, cell: Cell) -> dict[str, Any]:
@@ -73,19 +69,14 @@ def describe_run(suite: Suite, results: Path, run: str) -> dict[str, Any]:
 def render(description: dict[str, Any], console: Console) -> None:
     """Print what `describe_cell` or `describe_run` returned."""
     records: list[Record] = description["runs"]
-    try:
-        grid = Table.grid(padding=(0, 2))
-        grid.add_column(style="bold", no_wrap=True)
-        grid.add_column(overflow="fold")
-        for label, text in [*_heading(description), *_origin(records)]:
-            grid.add_row(label, Text(text))
-        seeds = _seeds(records) if len(records) > 1 else None
-    except (KeyError, TypeError, ValueError, AttributeError) as error:
-        where = " or ".join(f"{record['id']}/run.json" for record in records)
-        raise UserError(where, f"{type(error).__name__} {error}", "the record of a run by this version") from error
+    grid = Table.grid(padding=(0, 2))
+    grid.add_column(style="bold", no_wrap=True)
+    grid.add_column(overflow="fold")
+    for label, text in [*_heading(description), *_origin(records)]:
+        grid.add_row(label, Text(text))
     console.print(grid)
-    if seeds is not None:
-        console.print(seeds)
+    if len(records) > 1:
+        console.print(_seeds(records))
     if description["command"]:
         # Unwrapped, to be copied.
         console.print(Text("recompute", style="bold"))

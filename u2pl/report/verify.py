@@ -24,10 +24,12 @@ from rich.text import Text
 
 from u2pl.data import splits
 from u2pl.data.fetch import manifest_of
-from u2pl.data.prepare import CHECKSUMS
 from u2pl.errors import UserError
+from u2pl.experiments.params import validate
+from u2pl.experiments.records import FetchedManifest, PreparedManifest, RunRecord, SplitManifest, plain, read
 from u2pl.experiments.schema import Archive, Recipe, RunSpec, Suite
-from u2pl.files import read_json, sha256
+from u2pl.files import sha256
+from u2pl.folders import Data, Prepared, Results, Run
 from u2pl.report.cells import only, write_cells, write_comparisons
 from u2pl.report.figures import METADATA, draw_numbers
 from u2pl.report.page import write_page
@@ -68,14 +70,15 @@ def verify(suite: Suite, data: Path, results: Path) -> list[Check]:
     data, results: the scale's folders. All data and splits that exist are checked, whether a run names them or not;
     runs and tables that the suite does not name are left alone.
     """
-    prepared = {name for name in suite.datasets if (data / name / "manifest.json").exists()}
-    datasets = sorted(prepared | {spec.dataset_name for spec in suite.runs.values()})
+    made = {name for name in suite.datasets if Data(data).prepared(name).manifest.exists()}
+    datasets = sorted(made | {spec.dataset_name for spec in suite.runs.values()})
     found = [*_archives(suite, data, datasets), *_published(suite, data)]
     checks = [item for item in found if isinstance(item, Check)]
     hashes = [item for item in found if isinstance(item, Hash)]
-    for folder in (data / name for name in datasets):
+    for prepared in map(Data(data).prepared, datasets):
+        folder = prepared.folder
         # The manifest alone is what `dvc pull` brings.
-        if not (folder / "manifest.json").exists() or not (folder / "images").exists():
+        if not prepared.manifest.exists() or not prepared.images.exists():
             checks.append(Check("prepared", folder, "absent"))
             continue
         check, listed = _tried("prepared", folder, _read_checksums)
@@ -83,7 +86,7 @@ def verify(suite: Suite, data: Path, results: Path) -> list[Check]:
         hashes += listed or []
     vouched = set()
     for run, spec in suite.runs.items():
-        check, files = _tried("runs", results / "runs" / run / "run.json", _read_record, spec, data)
+        check, files = _tried("runs", Results(results).run(run).record, _read_record, spec, data)
         checks.append(check)
         if files is not None:
             vouched.add(run)
@@ -93,7 +96,7 @@ def verify(suite: Suite, data: Path, results: Path) -> list[Check]:
     checks += _splits(suite, data, differing)
     sound = set()
     for run, spec in suite.runs.items():
-        path = results / "runs" / run / "evaluation.json"
+        path = Results(results).run(run).evaluation
         if run not in vouched:
             checks.append(_left_out("runs", path))
             continue
@@ -101,7 +104,7 @@ def verify(suite: Suite, data: Path, results: Path) -> list[Check]:
         checks.append(check)
         if check.state == "same":
             sound.add(run)
-    whole = {run for run in sound if results / "runs" / run / "history.csv" not in differing}
+    whole = {run for run in sound if Results(results).run(run).history not in differing}
     with TemporaryDirectory() as again:
         return [*checks, *_tables(suite, results, sound, Path(again)), *_figures(suite, results, whole, Path(again))]
 
@@ -113,11 +116,11 @@ def _tried(kind: str, path: Path, function: Callable[..., Any], *arguments: Any)
     try:
         return Check(kind, path), function(path, *arguments)
     except UserError as error:
-        # `where` may be a file that the function read beside `path`.
-        return Check(kind, Path(error.where), "differs", error.found, error.expected), None
-    except (KeyError, TypeError, ValueError, AttributeError, OSError) as error:
-        found = " ".join(f"{type(error).__name__} {error}".split())[:200]
-        return Check(kind, path, "differs", found, "what the suite writes there"), None
+        # `where` may be a file that the function read beside `path`, and a key of it.
+        file, _, key = error.where.partition(": ")
+        return Check(kind, Path(file), "differs", f"{key}: {error.found}" if key else error.found, error.expected), None
+    except OSError as error:
+        return Check(kind, path, "differs", str(error.strerror), "a readable file"), None
 
 
 def _left_out(kind: str, path: Path) -> Check:
@@ -136,7 +139,7 @@ def _declared(path: Path, archive: Archive) -> list[Hash | Check]:
 def _fetched(kind: str, path: Path) -> list[Hash | Check]:
     """What the manifest of a fetched file says of it; where it says nothing, that."""
     manifest = manifest_of(path)
-    check, digest = _tried(kind, manifest, lambda file: str(read_json(file)["sha256"]))
+    check, digest = _tried(kind, manifest, lambda file: read(FetchedManifest, file).sha256)
     if check.state == "differs":
         return [check]
     return [] if digest is None else [Hash(kind, path, digest, manifest)]
@@ -145,48 +148,48 @@ def _fetched(kind: str, path: Path) -> list[Hash | Check]:
 def _archives(suite: Suite, data: Path, datasets: Iterable[str]) -> Iterator[Hash | Check]:
     """Archives and encoder weights, by params; archives also by the manifest of what was prepared from them."""
     for name in datasets:
-        manifest = data / name / "manifest.json"
-        _, recorded = _tried("prepared", manifest, lambda path: dict(read_json(path)["archives"]))
+        manifest = Data(data).prepared(name).manifest
+        _, recorded = _tried("prepared", manifest, lambda path: read(PreparedManifest, path).archives)
         for archive in suite.datasets[name].archives.values():
-            path = data / "archives" / archive.file
+            path = Data(data).archives / archive.file
             yield from _declared(path, archive)
             if recorded:
-                yield Hash("archives", path, str(recorded.get(archive.file)), manifest)
+                yield Hash("archives", path, recorded.get(archive.file, "none"), manifest)
     for file in sorted({spec.weights for spec in suite.runs.values() if spec.weights}):
         yield from _declared(Path(file), suite.weights[Path(file).name])
 
 
 def _read_checksums(folder: Path) -> list[Hash]:
     """What checksums.sha256 says about the files of a prepared folder; UserError unless the manifest vouches for it."""
-    path = folder / CHECKSUMS
-    expected = read_json(folder / "manifest.json")["content_sha256"]
+    path = Prepared(folder).checksums
+    expected = read(PreparedManifest, Prepared(folder).manifest).content_sha256
     if not path.exists():
         raise UserError(path, "no file", "what `u2pl data prepare` writes")
     if (found := sha256(path)) != expected:
-        raise UserError(path, f"sha256 {found}", f"{expected} of {folder / 'manifest.json'}")
-    lines = [line.partition("  ") for line in path.read_text(encoding="utf-8").splitlines()]
+        raise UserError(path, f"sha256 {found}", f"{expected} of {Prepared(folder).manifest}")
+    lines = [line.partition("  ") for line in path.read_bytes().decode(errors="replace").splitlines()]
     return [Hash("prepared", folder / name, digest, path, required=True) for digest, _, name in lines]
 
 
 def _published(suite: Suite, data: Path) -> Iterator[Hash | Check]:
     """Fetched split lists, by the manifests of the splits made of them."""
     for manifest in _split_manifests(suite, data):
-        _, hashes = _tried("splits", manifest, _read_files, data / "lists")
+        _, hashes = _tried("splits", manifest, _read_files, data)
         yield from hashes or []
 
 
 def _split_manifests(suite: Suite, data: Path) -> dict[Path, str | None]:
     """The manifests of all splits that exist or that runs need, with the data set of the latter."""
-    named = {data / "splits" / spec.split / "manifest.json": spec.dataset_name for spec in suite.runs.values()}
-    return dict(sorted((dict.fromkeys((data / "splits").glob("*/*/*/manifest.json")) | named).items()))
+    named = {Data(data).split(spec.split).manifest: spec.dataset_name for spec in suite.runs.values()}
+    return dict(sorted((dict.fromkeys(Data(data).split_manifests()) | named).items()))
 
 
-def _read_files(manifest: Path, lists: Path) -> list[Hash | Check]:
-    content = read_json(manifest)
+def _read_files(manifest: Path, data: Path) -> list[Hash | Check]:
+    content = read(SplitManifest, manifest)
     hashes: list[Hash | Check] = []
-    for facts in filter(None, content.get("files", {}).values()):
-        path = lists / content["source"] / facts["path"]
-        hashes += [Hash("splits", path, str(facts["sha256"]), manifest), *_fetched("splits", path)]
+    for facts in filter(None, content.files.values()):
+        path = Data(data).lists(content.source) / facts.path
+        hashes += [Hash("splits", path, facts.sha256, manifest), *_fetched("splits", path)]
     return hashes
 
 
@@ -195,28 +198,31 @@ def _read_record(path: Path, spec: RunSpec, data: Path) -> list[Hash]:
 
     Raises UserError if the run was made with other params, other data or another split than those of today.
     """
-    record = read_json(path)
-    provenance, encoder = record["provenance"], record["provenance"]["encoder_weights"]
+    record = read(RunRecord, path)
+    provenance, encoder, trained = record.provenance, record.provenance.encoder_weights, plain(record.spec)
     # What a run asks the machine for has changed its names; what is missing, today's defaults stand for.
-    recipe = {key: value for key, value in record["spec"]["recipe"].items() if key in Recipe.model_fields}
+    recipe = {key: value for key, value in trained["recipe"].items() if key in Recipe.model_fields}
     recipe = {"estimate": spec.recipe.estimate} | recipe
-    made = RunSpec.model_validate(record["spec"] | {"recipe": recipe})
+    # Runs made when all methods had the same settings recorded those that they did not use, and hashed them.
+    used = type(spec.settings).model_fields
+    settings = {key: value for key, value in trained["settings"].items() if key in used}
+    made = validate(RunSpec, trained | {"recipe": recipe, "settings": settings}, path, ("spec",))
     then, now = flat(made.science()), flat(spec.science())
     for key in sorted(then.keys() | now.keys()):
         if then.get(key) != now.get(key):
             raise UserError(path, f"{key} = {str(then.get(key))[:80]}", f"{str(now.get(key))[:80]} of today's params")
-    if provenance["params_sha256"] != made.params_sha256:
-        raise UserError(path, f"params_sha256 {provenance['params_sha256']}", f"{made.params_sha256} of its spec")
-    for key, folder in (("data_sha256", data / spec.dataset_name), ("split_sha256", data / "splits" / spec.split)):
-        manifest = folder / "manifest.json"
-        if manifest.exists() and (now_sha256 := sha256(manifest)) != provenance[key]:
-            raise UserError(path, f"{key} {provenance[key]}", f"{now_sha256} of today's {manifest}")
+    if settings == trained["settings"] and provenance.params_sha256 != made.params_sha256:
+        raise UserError(path, f"params_sha256 {provenance.params_sha256}", f"{made.params_sha256} of its spec")
+    manifests = Data(data).prepared(spec.dataset_name).manifest, Data(data).split(spec.split).manifest
+    recorded = {"data_sha256": provenance.data_sha256, "split_sha256": provenance.split_sha256}
+    for (key, expected), manifest in zip(recorded.items(), manifests, strict=True):
+        if manifest.exists() and (now_sha256 := sha256(manifest)) != expected:
+            raise UserError(path, f"{key} {expected}", f"{now_sha256} of today's {manifest}")
     # Weights may be left behind where results go, as those of the scale mini are.
-    files = {name: str(record["files"][name]) for name in ("weights.pt", "history.csv")}
-    hashes = [
-        Hash("runs", path.parent / name, digest, path, required=name != "weights.pt") for name, digest in files.items()
-    ]
-    return hashes + ([Hash("archives", Path(encoder["file"]), str(encoder["sha256"]), path)] if encoder else [])
+    run = Run(path.parent)
+    hashes = [Hash("runs", run.weights, record.files.weights, path)]
+    hashes.append(Hash("runs", run.history, record.files.history, path, required=True))
+    return hashes + ([Hash("archives", Path(encoder.file), encoder.sha256, path)] if encoder else [])
 
 
 def _digest(job: tuple[Path, str]) -> str | None:
@@ -264,18 +270,20 @@ def _splits(suite: Suite, data: Path, differing: Collection[Path]) -> Iterator[C
         if needed is None and name is None:
             yield check
             continue
-        prepared = data / (needed or name)
-        unsound = any(path.parent in (prepared, prepared / "lists") for path in differing)
-        if unsound or not (prepared / "lists").is_dir():
+        prepared = Data(data).prepared(needed or name)
+        unsound = any(path.parent in (prepared.folder, prepared.lists) for path in differing)
+        if unsound or not prepared.lists.is_dir():
             yield _left_out("splits", manifest)
         else:
-            check, _ = _tried("splits", manifest, lambda path, prepared: splits.check(path.parent, prepared), prepared)
+            check, _ = _tried(
+                "splits", manifest, lambda path, prepared: splits.check(path.parent, prepared.folder), prepared
+            )
             yield check
 
 
 def _read_dataset(manifest: Path, suite: Suite) -> str:
     """The data set that a split is of. Raises UserError if there is no such one."""
-    name = str(read_json(manifest)["dataset"])
+    name = read(SplitManifest, manifest).dataset
     if name not in suite.datasets:
         raise UserError(manifest, f"dataset {name[:80]!r}", f"one of {', '.join(suite.datasets)}")
     return name
@@ -283,10 +291,10 @@ def _read_dataset(manifest: Path, suite: Suite) -> str:
 
 def _check_evaluation(path: Path, suite: Suite, results: Path, spec: RunSpec) -> None:
     """Raise UserError unless the evaluation is of the run's weights, and its IoUs are those of its matrices."""
-    content, n_classes = read_run(suite, results, spec.id).evaluation, len(spec.dataset.classes)
+    evaluation, n_classes = read_run(suite, results, spec.id).evaluation, len(spec.dataset.classes)
     labels: list[list[int]] = []
-    for name in ("best", "last"):
-        counts = check_scores(path, name, content[name])
+    for name, scores in evaluation.checkpoints.items():
+        counts = check_scores(path, name, scores)
         if len(counts) != n_classes:
             raise UserError(path, f"{name}.confusion of {len(counts)} classes", n_classes)
         labels.append(counts.sum(1).tolist())
@@ -298,22 +306,23 @@ def _check_evaluation(path: Path, suite: Suite, results: Path, spec: RunSpec) ->
 
 def _tables(suite: Suite, results: Path, sound: Collection[str], again: Path) -> Iterator[Check]:
     """Cells and tables against those made again from the evaluations, into the folder `again`, byte by byte."""
-    groups = [(suite, [Path("cells.csv"), Path("comparisons.csv")])]
-    for table in suite.tables:
-        views = [Path("tables") / f"{table}{suffix}" for suffix in (".csv", ".md", ".tex")]
-        long = [Path(name) / f"{table}.csv" for name in ("cells", "comparisons")]
-        groups.append((only(suite, table), [*long, *views]))
-    for part, files in groups:
+    there, made = Results(results), Results(again)
+    for table in (None, *suite.tables):
+        part = suite if table is None else only(suite, table)
+        pairs = [(folder.cells(table), folder.comparisons(table)) for folder in (there, made)]
+        files = list(zip(*pairs, strict=True))
+        if table is not None:
+            views = there.table(table), made.table(table)
+            files += [(views[0].with_suffix(end), views[1].with_suffix(end)) for end in (".csv", ".md", ".tex")]
         if not _runs(part) <= set(sound):
-            yield from (_left_out("tables", results / file) for file in files)
+            yield from (_left_out("tables", file) for file, _ in files)
             continue
-        write_cells(part, results, again / files[0])
-        write_comparisons(part, results, again / files[1])
-        if len(files) > 2:
-            table = files[0].stem
-            write_table(again / files[0], suite.tables[table], table, suite.params, again / "tables" / table)
-        for file in files:
-            check, _ = _tried("tables", results / file, _check_same, again / file)
+        write_cells(part, results, made.cells(table))
+        write_comparisons(part, results, made.comparisons(table))
+        if table is not None:
+            write_table(made.cells(table), suite.tables[table], table, suite.params, made.table(table))
+        for file, expected in files:
+            check, _ = _tried("tables", file, _check_same, expected)
             yield check
 
 
@@ -323,22 +332,22 @@ def _figures(suite: Suite, results: Path, sound: Collection[str], again: Path) -
     Figures of predictions would take the networks, and pixels that differ with the machine: they are left out.
     """
     for name, params in suite.figures.items():
-        stem = Path("figures") / name
+        stem = Results(Path()).figure(name)
         files = [stem.with_name(name + suffix) for suffix in METADATA]
         if params.table is None or not _runs(only(suite, params.table)) <= set(sound):
             yield from (_left_out("figures", results / file) for file in files)
             continue
         if any((results / file).exists() for file in files):
-            draw_numbers(suite, name, again / stem, results, again / "cells" / f"{params.table}.csv")
+            draw_numbers(suite, name, again / stem, results, Results(again).cells(params.table))
         for file in files:
             check, _ = _tried("figures", results / file, _check_drawn, again / file)
             yield check
-    page = Path("index.html")
+    page, expected = Results(results).page, Results(again).page
     if not _runs(suite) <= set(sound):
-        yield _left_out("figures", results / page)
+        yield _left_out("figures", page)
         return
-    write_page(suite, results, again / "cells.csv", again / page)
-    check, _ = _tried("figures", results / page, _check_same, again / page)
+    write_page(suite, results, Results(again).cells(), expected)
+    check, _ = _tried("figures", page, _check_same, expected)
     yield check
 
 

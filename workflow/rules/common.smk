@@ -2,7 +2,7 @@
 
 from u2pl.data.published import archive as list_archive
 from u2pl.experiments import figure_cells, published_list
-from u2pl.experiments.plan import grown, minutes
+from u2pl.experiments.cost import grown, minutes
 
 
 def spec(wildcards):

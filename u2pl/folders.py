@@ -1,0 +1,184 @@
+"""Where everything of a scale lies: the only place that spells a path."""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+MANIFEST = "manifest.json"
+WEIGHTS = Path("weights")  # of encoders
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """The converted images, masks and lists of a data set."""
+
+    folder: Path
+
+    @property
+    def manifest(self) -> Path:
+        return self.folder / MANIFEST
+
+    @property
+    def checksums(self) -> Path:
+        return self.folder / "checksums.sha256"
+
+    @property
+    def sources(self) -> Path:
+        """What an interrupted conversion was of."""
+        return self.folder / "sources.json"
+
+    @property
+    def images(self) -> Path:
+        return self.folder / "images"
+
+    @property
+    def masks(self) -> Path:
+        return self.folder / "masks"
+
+    @property
+    def lists(self) -> Path:
+        return self.folder / "lists"
+
+    def list(self, name: str) -> Path:
+        return self.lists / f"{name}.txt"
+
+    def mask(self, image_id: str) -> Path:
+        return self.masks / f"{image_id}.png"
+
+
+@dataclass(frozen=True)
+class Split:
+    """The lists that a run is trained and validated on: labeled, unlabeled and val."""
+
+    folder: Path
+
+    @property
+    def manifest(self) -> Path:
+        return self.folder / MANIFEST
+
+    def list(self, name: str) -> Path:
+        return self.folder / f"{name}.txt"
+
+
+@dataclass(frozen=True)
+class Data:
+    """data/<scale>"""
+
+    folder: Path
+
+    @property
+    def upstream(self) -> Path:
+        """Synthetic archives, in place of the servers."""
+        return self.folder / "upstream"
+
+    @property
+    def archives(self) -> Path:
+        return self.folder / "archives"
+
+    def lists(self, source: str) -> Path:
+        """Split lists as published."""
+        return self.folder / "lists" / source
+
+    @property
+    def splits(self) -> Path:
+        return self.folder / "splits"
+
+    def prepared(self, dataset: str) -> Prepared:
+        return Prepared(self.folder / dataset)
+
+    def split(self, name: str) -> Split:
+        """name: <protocol>/<source>/<labelled>"""
+        return Split(self.splits / name)
+
+    def split_manifests(self) -> list[Path]:
+        """Those of all splits that have been made."""
+        return sorted(self.splits.glob(f"*/*/*/{MANIFEST}"))
+
+
+@dataclass(frozen=True)
+class Run:
+    """A finished run."""
+
+    folder: Path
+
+    @property
+    def record(self) -> Path:
+        return self.folder / "run.json"
+
+    @property
+    def history(self) -> Path:
+        return self.folder / "history.csv"
+
+    @property
+    def weights(self) -> Path:
+        return self.folder / "weights.pt"
+
+    @property
+    def evaluation(self) -> Path:
+        return self.folder / "evaluation.json"
+
+    @property
+    def live(self) -> Path:
+        """dvclive's metrics and plots."""
+        return self.folder / "live"
+
+
+@dataclass(frozen=True)
+class Results:
+    """results/<scale>"""
+
+    folder: Path
+
+    @property
+    def runs(self) -> Path:
+        return self.folder / "runs"
+
+    def run(self, run: str) -> Run:
+        return Run(self.runs / run)
+
+    def records(self) -> list[Path]:
+        """run.json of every finished run."""
+        return sorted(self.runs.glob(f"*/{Run(Path()).record}"))
+
+    def state(self, run: str) -> Path:
+        """What an interrupted training resumes from."""
+        return self.folder / "state" / run
+
+    def cells(self, table: str | None = None) -> Path:
+        """The cells of one table, or of all."""
+        return self.folder / ("cells.csv" if table is None else f"cells/{table}.csv")
+
+    def comparisons(self, table: str | None = None) -> Path:
+        return self.folder / ("comparisons.csv" if table is None else f"comparisons/{table}.csv")
+
+    def table(self, name: str) -> Path:
+        """Without its suffix: .csv, .md or .tex."""
+        return self.folder / "tables" / name
+
+    def figure(self, name: str) -> Path:
+        """Without its suffix: .pdf or .png."""
+        return self.folder / "figures" / name
+
+    @property
+    def page(self) -> Path:
+        return self.folder / "index.html"
+
+    @property
+    def metrics(self) -> Path:
+        return self.folder / "metrics.json"
+
+    @property
+    def curves(self) -> Path:
+        return self.folder / "curves.csv"
+
+
+def data_of(scale: str) -> Data:
+    return Data(Path("data") / scale)
+
+
+def results_of(scale: str) -> Results:
+    return Results(Path("results") / scale)
+
+
+def baseline_of(scale: str) -> Path:
+    """What `u2pl check` compares a scale with."""
+    return Path("results/baselines") / f"{scale}.csv"
