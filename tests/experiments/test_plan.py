@@ -142,7 +142,7 @@ def test_disk(root):
         path = root / "data/archives" / archive.file
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_bytes(bytes(500_000))
-    assert made(root).disk == {"archives": (1, 0), "prepared data": (0, 1), "weights.pt of the runs": (3, 2 + 4)}
+    assert made(root).disk == {"archives": (1, 0), "prepared data": (0, 1), "weights.pt of the runs": (3, 2 + 2)}
 
 
 def test_the_paper_time_limits_follow_the_steps():
