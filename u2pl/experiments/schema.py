@@ -439,10 +439,11 @@ class RunSpec(Strict):
         return f"{self.protocol}/{self.settings.split_source}/{self.labelled}"
 
     def science(self) -> dict[str, Any]:
-        """What the numbers depend on: all but where archives come from and what the machine is asked for."""
+        """What the numbers depend on: not display colours, where archives come from, or what the machine is asked for."""
         reference = [name for name in COMPUTATION if getattr(self.recipe, name) == Recipe.model_fields[name].default]
         machine = {name: True for name in (*MACHINE, *reference)}
         dataset: dict[str, Any] = {"archives": True, "disk_mb": True, "synthetic": True, "evaluation": {"batch": True}}
+        dataset |= {"classes": {"__all__": {"colour": True}}}
         exclude: dict[str, Any] = {"recipe": machine, "dataset": dataset}
         # The preset is a way to write settings, not one of them.
         exclude |= {"fidelity": True, "overrides": True, "departures": True}
