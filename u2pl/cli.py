@@ -15,6 +15,7 @@ from u2pl.cli_data import Scale, data, restored, splits
 from u2pl.errors import UserError
 from u2pl.experiments import RunSpec, Suite, load_suite
 from u2pl.experiments.params import nearest
+from u2pl.experiments.specs import Jobs, recorded, write_specs
 from u2pl.files import write_json
 
 # Heavy imports stand inside the verbs: listing runs must not wait for torch.
@@ -90,9 +91,11 @@ def train(
     elif spec.recipe.gpus > 1:
         check_inputs()  # here as well, so that no rank has to restore files while the others wait
         again = ["--restart"] if restart else []
-        launch(spec.recipe.gpus, "-m", "u2pl", "train", run, "--scale", scale, "--device", device, *again)
+        with recorded(suite, "train", run):
+            launch(spec.recipe.gpus, "-m", "u2pl", "train", run, "--scale", scale, "--device", device, *again)
     else:
-        begin()
+        with recorded(suite, "train", run):
+            begin()
 
 
 @app.command()
@@ -118,19 +121,17 @@ def cells(scale: Scale = "demo") -> None:
     from u2pl.report.metrics import write_curves, write_metrics
 
     suite, results = load_suite(scale), Path("results") / scale
-    write_cells(suite, results, results / "cells.csv")
-    write_comparisons(suite, results, results / "comparisons.csv")
-    write_metrics(results / "cells.csv", results / "metrics.json")
-    write_curves(suite, results, results / "curves.csv")
+    with recorded(suite, "cells", "all"):
+        write_cells(suite, results, results / "cells.csv")
+        write_comparisons(suite, results, results / "comparisons.csv")
+        write_metrics(results / "cells.csv", results / "metrics.json")
+        write_curves(suite, results, results / "curves.csv")
 
 
 @app.command()
-def records(scale: Scale = "demo") -> None:
-    """Write what Snakemake knows about the files of a scale to results/<scale>/records.json, to be versioned."""
-    from u2pl.snakemake_files import write_records
-
-    load_suite(scale)
-    write_records(scale)
+def specs(scale: Scale = "demo") -> None:
+    """Write the specification of every run, table, figure and data set to results/<scale>/specs, where it changed."""
+    write_specs(Jobs(load_suite(scale)))
 
 
 @app.command()
@@ -144,9 +145,10 @@ def table(name: str, scale: Scale = "demo") -> None:
         raise UserError(f"table {name!r}", "no such file in params/tables", nearest(name, list(suite.tables)))
     results = Path("results") / scale
     source, part = results / "cells" / f"{name}.csv", only(suite, name)
-    write_cells(part, results, source)
-    write_comparisons(part, results, results / "comparisons" / f"{name}.csv")
-    write_table(source, suite.tables[name], name, suite.params, results / "tables" / name)
+    with recorded(suite, "table", name):
+        write_cells(part, results, source)
+        write_comparisons(part, results, results / "comparisons" / f"{name}.csv")
+        write_table(source, suite.tables[name], name, suite.params, results / "tables" / name)
 
 
 @app.command()
@@ -162,8 +164,9 @@ def page(scale: Scale = "demo") -> None:
     """Write results/<scale>/index.html, the page to open first."""
     from u2pl.report.page import write_page
 
-    results = Path("results") / scale
-    write_page(load_suite(scale), results, results / "cells.csv", results / "index.html")
+    suite, results = load_suite(scale), Path("results") / scale
+    with recorded(suite, "page", "index"):
+        write_page(suite, results, results / "cells.csv", results / "index.html")
 
 
 @app.command()

@@ -8,6 +8,7 @@ import typer
 from u2pl.errors import UserError
 from u2pl.experiments import Suite, load_suite, published_list
 from u2pl.experiments.params import nearest
+from u2pl.experiments.specs import recorded
 
 data = typer.Typer(no_args_is_help=True, help="Archives, prepared images and masks, split lists.")
 splits = typer.Typer(no_args_is_help=True, help="What the split lists hold.")
@@ -54,7 +55,8 @@ def synthesize(dataset: str, scale: Scale = "demo") -> None:
     if drawn is None:
         raise UserError(f"params/scales/{scale}.yaml: datasets.{dataset}.synthetic", "nothing", "seed, counts and size")
     target = Path("data") / scale / "upstream"
-    run(suite.datasets[dataset].kind, target, **drawn.model_dump())
+    with recorded(suite, "synthesize", dataset):
+        run(suite.datasets[dataset].kind, target, **drawn.model_dump())
 
 
 @data.command()
@@ -67,7 +69,9 @@ def fetch(dataset: str, archive: str, scale: Scale = "demo") -> None:
     if archive not in known:
         raise UserError(f"archive {archive!r}", f"no such archive of {dataset}", nearest(archive, list(known)))
     folder = Path("weights") if dataset == "weights" else Path("data") / scale / "archives"
-    run(known[archive], folder / known[archive].file)
+    job = ("weights", archive) if dataset == "weights" else ("fetch", dataset, archive)
+    with recorded(suite, *job):
+        run(known[archive], folder / known[archive].file)
 
 
 @data.command()
@@ -77,7 +81,9 @@ def prepare(dataset: str, scale: Scale = "demo", workers: int = 1) -> None:
 
     suite = load_suite(scale)
     root = Path("data") / scale
-    run(suite.datasets[_dataset(suite, dataset)], root / "archives", root / dataset, workers)
+    _dataset(suite, dataset)
+    with recorded(suite, "prepare", dataset):
+        run(suite.datasets[dataset], root / "archives", root / dataset, workers)
 
 
 @data.command()
@@ -93,7 +99,8 @@ def synthesize_lists(source: str, protocol: str, scale: Scale = "demo") -> None:
     root = Path("data") / scale
     restored(suite, params.dataset)
     lists, target = published.lists.get(protocol, {}), root / "upstream/lists" / source
-    mirror(source, protocol, lists, params, dataset.kind, prepared=root / params.dataset, target=target)
+    with recorded(suite, "mirror", source, protocol):
+        mirror(source, protocol, lists, params, dataset.kind, prepared=root / params.dataset, target=target)
 
 
 @data.command()
@@ -107,7 +114,8 @@ def fetch_list(source: str, path: str, scale: Scale = "demo") -> None:
     known = [file for name in published.lists for file in published.paths(name)]
     if path not in known:
         raise UserError(f"list {path!r}", f"no such list of {source}", nearest(path, known))
-    run(archive(published, path), Path("data") / scale / "lists" / source / path)
+    with recorded(suite, "list", source, path):
+        run(archive(published, path), Path("data") / scale / "lists" / source / path)
 
 
 @data.command()
@@ -124,11 +132,12 @@ def split(protocol: str, labelled: int, source: Source = "drawn", scale: Scale =
     restored(suite, params.dataset)
     prepared, target = root / params.dataset, root / "splits" / protocol / source / str(labelled)
     files = published_list(suite, source, protocol, labelled)
-    if files is None:
-        draw(params, labelled, prepared, target, params.seed)
-    else:
-        folder, published = root / "lists" / source, suite.published[source]
-        install(source, published, files, params, labelled, folder=folder, prepared=prepared, target=target)
+    with recorded(suite, "split", protocol, source, str(labelled)):
+        if files is None:
+            draw(params, labelled, prepared, target, params.seed)
+        else:
+            folder, published = root / "lists" / source, suite.published[source]
+            install(source, published, files, params, labelled, folder=folder, prepared=prepared, target=target)
 
 
 @splits.command()

@@ -9,6 +9,7 @@ from u2pl.errors import UserError
 from u2pl.experiments import figure_cells
 from u2pl.experiments.params import nearest
 from u2pl.experiments.schema import Suite
+from u2pl.experiments.specs import recorded
 from u2pl.report import figures
 
 
@@ -23,10 +24,11 @@ def draw(suite: Suite, name: str, device: str) -> None:
         )
     params, results = suite.figures[name], Path("results") / suite.scale
     stem = results / "figures" / name
-    if params.table is None:
-        _draw_predicted(suite, name, stem, device)
-    else:
-        figures.draw_numbers(suite, name, stem, results, results / "cells" / f"{params.table}.csv")
+    with recorded(suite, "figure", name):
+        if params.table is None:
+            _draw_predicted(suite, name, stem, device)
+        else:
+            figures.draw_numbers(suite, name, stem, results, results / "cells" / f"{params.table}.csv")
 
 
 def _draw_predicted(suite: Suite, name: str, stem: Path, device: str) -> None:

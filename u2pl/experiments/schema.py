@@ -439,7 +439,7 @@ class RunSpec(Strict):
         return f"{self.protocol}/{self.settings.split_source}/{self.labelled}"
 
     def science(self) -> dict[str, Any]:
-        """What the numbers depend on: not display colours, where archives come from, or what the machine is asked for."""
+        """What the numbers depend on: no display colours, no addresses of archives, no requests to the machine."""
         reference = [name for name in COMPUTATION if getattr(self.recipe, name) == Recipe.model_fields[name].default]
         machine = {name: True for name in (*MACHINE, *reference)}
         dataset: dict[str, Any] = {"archives": True, "disk_mb": True, "synthetic": True, "evaluation": {"batch": True}}

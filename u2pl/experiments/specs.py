@@ -1,24 +1,27 @@
 """A job's specification is a file: what identifies a run, table, figure or data set, and nothing else.
 
 results/<scale>/specs/<kind>/<name>.json   the specification, written only if its content changed
-made.json, beside or near the result       its receipt: SHA-256 of the specification and of the small inputs
+made.json, made/<kind>/<name>.json         receipt of a result: SHA-256 of its specification and of its small inputs
 
-A result is current if its receipt has the hashes of today's files. That can be decided in a fresh clone, where all dates
-are new. Snakemake decides by dates, so `settle` makes the dates agree: inputs of a current result are dated no later than
-the result, and the specification of another one is dated after it.
+A result is current if its receipt has the hashes of today's files. This holds in a fresh clone too, where all dates are
+new. Snakemake decides by dates, so `settle` sets them accordingly: inputs of a current result are dated no later than
+the result; the specification of any other result is dated after it.
 """
 
+import fcntl
 import hashlib
 import json
 import os
 import shutil
+import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
+from u2pl.addresses import public
 from u2pl.errors import UserError
 from u2pl.experiments.grid import figure_cells, published_list
 from u2pl.experiments.params import nearest
@@ -88,7 +91,7 @@ class Jobs:
             files = [f"{data}/upstream/{archive.file}" for archive in dataset.archives.values()]
             sources: list[str] = []
             if drawn:
-                content = {"kind": dataset.kind, "drawn": drawn}
+                content: dict[str, Any] = {"kind": dataset.kind, "drawn": drawn}
                 receipt = f"{data}/made/synthesize/{name}.json"
                 sources = [self._add("synthesize", name, content, [], files, receipt).receipt]
             for key, archive in dataset.archives.items():
@@ -136,7 +139,7 @@ class Jobs:
                 )
                 inputs = [self._add("mirror", f"{source}/{name}", content, prepared, drawn, receipt).receipt]
             for path in paths:
-                hashes = published.sha256[path].model_dump() if published.sha256 else f"{published.url}/{path}"
+                hashes = published.sha256[path].model_dump() if published.sha256 else public(published.url)
                 stem = f"{source}/{path}"
                 outputs, receipt = [f"{data}/lists/{stem}.json"], f"{data}/made/list/{stem}.json"
                 self._add("list", stem, {"path": path, "expected": hashes}, inputs, outputs, receipt)
@@ -157,7 +160,8 @@ class Jobs:
             published = suite.published[source]
             paths = [path for path in (lists.labelled, lists.unlabelled) if path]
             content |= {"repository": published.repository, "commit": published.commit, "lists": paths}
-            content |= {"sha256": published.sha256 and {path: published.sha256[path].model_dump() for path in paths}}
+            hashes = published.sha256 or {}
+            content |= {"sha256": {path: hashes[path].model_dump() for path in paths if path in hashes}}
             inputs += [f"{data}/lists/{source}/{path}.json" for path in paths]
         folder = f"{data}/splits/{name}/{source}/{labelled}"
         outputs = [f"{folder}/{file}" for file in ("manifest.json", "labeled.txt", "unlabeled.txt", "val.txt")]
@@ -255,7 +259,8 @@ def recorded(suite: Suite, kind: str, *name: str) -> Iterator[Any]:
     job = Jobs(suite)(kind, *name)
     _write_spec(job)
     receipt = {"spec_sha256": job.sha256, "inputs": {path: sha256(Path(path)) for path in job.inputs if _there(path)}}
-    Path(job.receipt).unlink(missing_ok=True)
+    if not _current(job, {}):  # an interruption must not leave new files under an old receipt
+        Path(job.receipt).unlink(missing_ok=True)
     yield read_json(Path(job.spec))
     write_json(Path(job.receipt), receipt)
 
@@ -267,25 +272,28 @@ def _there(path: str) -> bool:
 # ------------------------------------------------------------------------------------------------ dates
 
 
-def settle(jobs: Jobs) -> None:
-    """Write the specifications, and let the dates of all files say which results are current."""
+def settle(jobs: Jobs) -> list[Job]:
+    """Write the specifications, and set dates so that Snakemake plans the results that are not current: these jobs."""
     write_specs(jobs)
     hashes: dict[str, str] = {}
-    for job in reversed(list(jobs)):  # a date that is set here is one of an output further up
-        files = [*job.outputs, job.receipt]
-        if not all(os.path.lexists(file) for file in files):
-            continue  # Snakemake sees that itself
-        made = min(os.lstat(file).st_mtime_ns for file in files)
+    stale = []
+    for job in reversed(list(jobs)):  # each before those that make its inputs, whose dates it may set
+        made = [os.lstat(file).st_mtime_ns for file in job.outputs if _there(file)]
+        if not made:
+            continue
         if _current(job, hashes):
             for path in (job.spec, *job.inputs):
-                _date_no_later(Path(path), made)
-        elif os.lstat(job.spec).st_mtime_ns <= made:
-            later = max(time.time_ns(), made + 1_000_000_000)
+                _date_no_later(Path(path), min(made + [os.lstat(job.receipt).st_mtime_ns]))
+            continue
+        stale.append(job)
+        if os.lstat(job.spec).st_mtime_ns <= min(made):
+            later = max(time.time_ns(), min(made) + 1_000_000_000)
             os.utime(job.spec, ns=(later, later))
+    return stale[::-1]
 
 
 def _current(job: Job, hashes: dict[str, str]) -> bool:
-    """Whether the receipt has today's hashes. An input that is not here, as after a partial `dvc pull`, is not judged."""
+    """Whether the receipt has today's hashes. A missing input, as after a partial `dvc pull`, is not judged."""
     try:
         receipt = read_json(Path(job.receipt))
         spec, inputs = receipt["spec_sha256"], receipt["inputs"]
@@ -307,3 +315,45 @@ def _date_no_later(path: Path, latest: int) -> None:
         with atomic_path(path, durable=False) as temporary:
             shutil.copyfile(path, temporary)
     os.utime(path, ns=(latest, latest))
+
+
+# ------------------------------------------------------------------------------------------ one Snakemake per scale
+
+_held: list[IO[str]] = []  # until this process ends: the kernel frees the lock then, at kill -9 too
+
+
+def alone(scale: str) -> bool:
+    """Take the lock of a scale for the rest of this process; False if another Snakemake holds it."""
+    path = Path("results") / scale / ".lock"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    stream = path.open("a+")
+    _held.append(stream)
+    try:
+        fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    except OSError:  # a file system without locks
+        return True
+    return True
+
+
+def prepare_scale(suite: Suite) -> Jobs:
+    """The jobs of a scale, with specifications and dates settled, for the one Snakemake that works on it.
+
+    Raises UserError if another one does; a dry run changes nothing then.
+    """
+    jobs = Jobs(suite)
+    if not alone(suite.scale):
+        if _dry_run(sys.argv[1:]):
+            return jobs
+        lock = f"results/{suite.scale}/.lock"
+        raise UserError(lock, "another Snakemake at work on this scale", "one at a time: wait for it, or stop it")
+    if stale := settle(jobs):
+        more = f" and {len(stale) - 1} more" if len(stale) > 1 else ""
+        print(f"Out of date: {stale[0].kind} {stale[0].name}{more}", file=sys.stderr)
+    return jobs
+
+
+def _dry_run(arguments: list[str]) -> bool:
+    short = [word for word in arguments if word.startswith("-") and not word.startswith("--")]
+    return any("n" in word for word in short) or bool({"--dry-run", "--dryrun"} & set(arguments))
