@@ -278,12 +278,12 @@ def settle(jobs: Jobs) -> list[Job]:
     hashes: dict[str, str] = {}
     stale = []
     for job in reversed(list(jobs)):  # each before those that make its inputs, whose dates it may set
-        made = [os.lstat(file).st_mtime_ns for file in job.outputs if _there(file)]
+        made = [os.lstat(file).st_mtime_ns for file in (*job.outputs, job.receipt) if _there(file)]
         if not made:
             continue
         if _current(job, hashes):
             for path in (job.spec, *job.inputs):
-                _date_no_later(Path(path), min(made + [os.lstat(job.receipt).st_mtime_ns]))
+                _date_no_later(Path(path), min(made))
             continue
         stale.append(job)
         if os.lstat(job.spec).st_mtime_ns <= min(made):
