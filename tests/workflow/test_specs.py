@@ -94,6 +94,10 @@ def test_a_fresh_clone_has_nothing_to_do(clone, arguments, specs):
 def test_without_the_data_the_results_are_judged_alone(clone):
     shutil.rmtree(clone / "data")
     assert planned(clone, *PROFILE) == NOTHING
+    before = edit(clone, "scales/demo.yaml", lambda scale: scale["datasets"]["pascal"]["synthetic"].update(seed=7))
+    assert sorted(planned(clone, *PROFILE)[1]) == RUNS, "other images, although none are here"
+    (clone / "params/scales/demo.yaml").write_text(before)
+    assert planned(clone, *PROFILE) == NOTHING
 
 
 @pytest.mark.parametrize("arguments", [PROFILE, NO_PROFILE], ids=["profile", "no profile"])

@@ -18,6 +18,7 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import IO, Any
 
@@ -45,12 +46,12 @@ class Job:
     spec: str
     receipt: str
 
-    @property
+    @cached_property
     def text(self) -> str:
         """The specification as its file holds it."""
         return json.dumps(self.content, indent=1, sort_keys=True) + "\n"
 
-    @property
+    @cached_property
     def sha256(self) -> str:
         """SHA-256 of the specification."""
         return hashlib.sha256(self.text.encode()).hexdigest()
@@ -62,6 +63,8 @@ class Jobs:
     def __init__(self, suite: Suite) -> None:
         self.suite, self.data, self.results = suite, f"data/{suite.scale}", f"results/{suite.scale}"
         self._jobs: dict[tuple[str, str], Job] = {}
+        self._makers: dict[str, Job] = {}  # by output
+        self._above: dict[str, dict[str, str]] = {}
         self._add_data()
         for run in suite.runs.values():
             self._add_run(run)
@@ -78,10 +81,21 @@ class Jobs:
             raise UserError(f"{kind} {key!r}", f"no such name at scale {self.suite.scale!r}", nearest(key, known))
         return self._jobs[kind, key]
 
+    def above(self, job: Job) -> dict[str, str]:
+        """SHA-256 of the specifications of all jobs whose results the job rests on, by their paths."""
+        if job.spec not in self._above:
+            found: dict[str, str] = {}
+            for path in job.inputs:
+                maker = self._makers[path]
+                found |= {maker.spec: maker.sha256} | self.above(maker)
+            self._above[job.spec] = found
+        return self._above[job.spec]
+
     def _add(self, kind: str, name: str, content: Any, inputs: list[str], outputs: list[str], receipt: str) -> Job:
         spec = f"{self.results}/specs/{kind}/{name}.json"
         job = Job(kind, name, content, sorted(inputs), outputs, spec, receipt)
         self._jobs[kind, name] = job
+        self._makers |= dict.fromkeys([*outputs, receipt], job)
         return job
 
     def _add_data(self) -> None:
@@ -256,9 +270,11 @@ def recorded(suite: Suite, kind: str, *name: str) -> Iterator[Any]:
 
     By hand the file may be missing, or of former params: it is written then.
     """
-    job = Jobs(suite)(kind, *name)
+    jobs = Jobs(suite)
+    job = jobs(kind, *name)
     _write_spec(job)
-    receipt = {"spec_sha256": job.sha256, "inputs": {path: sha256(Path(path)) for path in job.inputs if _there(path)}}
+    inputs = {path: sha256(Path(path)) for path in job.inputs if _there(path)}
+    receipt = {"spec_sha256": job.sha256, "inputs": inputs, "above": jobs.above(job)}
     if not _current(job, {}):  # an interruption must not leave new files under an old receipt
         Path(job.receipt).unlink(missing_ok=True)
     yield read_json(Path(job.spec))
@@ -276,20 +292,31 @@ def settle(jobs: Jobs) -> list[Job]:
     """Write the specifications, and set dates so that Snakemake plans the results that are not current: these jobs."""
     write_specs(jobs)
     hashes: dict[str, str] = {}
+    below: dict[str, list[tuple[str, int]]] = {}  # by specification: what later results know of it, and their dates
     stale = []
     for job in reversed(list(jobs)):  # each before those that make its inputs, whose dates it may set
         made = [os.lstat(file).st_mtime_ns for file in (*job.outputs, job.receipt) if _there(file)]
         if not made:
+            # Snakemake makes a file that is not here only if it would be later than what was made of it.
+            if known := below.get(job.spec):
+                current = all(digest == job.sha256 for digest, _ in known)
+                _date(Path(job.spec), min(date for _, date in known), current)
             continue
-        if _current(job, hashes):
-            for path in (job.spec, *job.inputs):
-                _date_no_later(Path(path), min(made))
-            continue
-        stale.append(job)
-        if os.lstat(job.spec).st_mtime_ns <= min(made):
-            later = max(time.time_ns(), min(made) + 1_000_000_000)
-            os.utime(job.spec, ns=(later, later))
+        current = _current(job, hashes)
+        for path in (job.spec, *(job.inputs if current else [])):
+            _date(Path(path), min(made), current)
+        for spec, digest in _above(job).items():
+            below.setdefault(spec, []).append((digest, min(made)))
+        if not current:
+            stale.append(job)
     return stale[::-1]
+
+
+def _above(job: Job) -> dict[str, str]:
+    try:
+        return dict(read_json(Path(job.receipt))["above"])
+    except (UserError, KeyError, TypeError, ValueError):
+        return {}
 
 
 def _current(job: Job, hashes: dict[str, str]) -> bool:
@@ -307,14 +334,21 @@ def _current(job: Job, hashes: dict[str, str]) -> bool:
     return all(hashes.get(path, inputs[path]) == inputs[path] for path in job.inputs)
 
 
-def _date_no_later(path: Path, latest: int) -> None:
-    """Date a small file back if it is younger. A link into DVC's cache becomes a file of its own first."""
-    if not path.is_file() or max(path.stat().st_mtime_ns, path.lstat().st_mtime_ns) <= latest:
+def _date(path: Path, made: int, current: bool) -> None:
+    """Date a small file no later than `made`, or later, by whether what was made of it then is current.
+
+    A link into DVC's cache becomes a file of its own first.
+    """
+    if not path.is_file():
+        return
+    latest = max(path.stat().st_mtime_ns, path.lstat().st_mtime_ns)
+    if current == (latest <= made):
         return
     if path.is_symlink() or path.stat().st_nlink > 1:
         with atomic_path(path, durable=False) as temporary:
             shutil.copyfile(path, temporary)
-    os.utime(path, ns=(latest, latest))
+    date = made if current else max(time.time_ns(), made + 1_000_000_000)
+    os.utime(path, ns=(date, date))
 
 
 # ------------------------------------------------------------------------------------------ one Snakemake per scale
