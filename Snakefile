@@ -10,15 +10,15 @@ from u2pl.errors import UserError
 from u2pl.experiments import load_suite
 from u2pl.experiments.params import validate
 from u2pl.experiments.schema import Config
-from u2pl.snakemake_files import clear_stale_lock, take_records
+from u2pl.experiments.specs import Jobs, prepare_scale
 
 min_version("9.0")
 
-clear_stale_lock()
 try:
     config |= validate(Config, config, "--config").model_dump()
     suite = load_suite(config["scale"])
-    take_records(suite.scale)
+    # A job on a cluster loads this file too; only the process that plans may write specifications and set dates.
+    jobs = prepare_scale(suite) if workflow.is_main_process else Jobs(suite)
 except UserError as error:
     raise WorkflowError(str(error))
 

@@ -15,6 +15,7 @@ from u2pl.cli_data import Scale, data, restored, splits
 from u2pl.errors import UserError
 from u2pl.experiments import RunSpec, Suite, load_suite
 from u2pl.experiments.params import pick
+from u2pl.experiments.specs import Jobs, recorded, write_specs
 from u2pl.folders import baseline_of, data_of, results_of
 
 # Heavy imports stand inside the verbs: listing runs must not wait for torch.
@@ -84,9 +85,11 @@ def train(
     elif spec.recipe.gpus > 1:
         check_inputs()  # here as well, so that no rank has to restore files while the others wait
         again = ["--restart"] if restart else []
-        launch(spec.recipe.gpus, "-m", "u2pl", "train", run, "--scale", scale, "--device", device, *again)
+        with recorded(suite, "train", run):
+            launch(spec.recipe.gpus, "-m", "u2pl", "train", run, "--scale", scale, "--device", device, *again)
     else:
-        begin()
+        with recorded(suite, "train", run):
+            begin()
 
 
 @app.command()
@@ -112,19 +115,17 @@ def cells(scale: Scale = "demo") -> None:
     from u2pl.report.metrics import write_curves, write_metrics
 
     suite, results = load_suite(scale), results_of(scale)
-    write_cells(suite, results.folder, results.cells())
-    write_comparisons(suite, results.folder, results.comparisons())
-    write_metrics(results.cells(), results.metrics)
-    write_curves(suite, results.folder, results.curves)
+    with recorded(suite, "cells", "all"):
+        write_cells(suite, results.folder, results.cells())
+        write_comparisons(suite, results.folder, results.comparisons())
+        write_metrics(results.cells(), results.metrics)
+        write_curves(suite, results.folder, results.curves)
 
 
 @app.command()
-def records(scale: Scale = "demo") -> None:
-    """Write what Snakemake knows about the files of a scale to results/<scale>/records.json, to be versioned."""
-    from u2pl.snakemake_files import write_records
-
-    load_suite(scale)
-    write_records(scale)
+def specs(scale: Scale = "demo") -> None:
+    """Write the specification of every run, table, figure and data set to results/<scale>/specs, where it changed."""
+    write_specs(Jobs(load_suite(scale)))
 
 
 @app.command()
@@ -136,9 +137,10 @@ def table(name: str, scale: Scale = "demo") -> None:
     suite = load_suite(scale)
     shown = pick(suite.tables, name, f"table at scale {scale!r}")
     results, part = results_of(scale), only(suite, name)
-    write_cells(part, results.folder, results.cells(name))
-    write_comparisons(part, results.folder, results.comparisons(name))
-    write_table(results.cells(name), shown, name, suite.params, results.table(name))
+    with recorded(suite, "table", name):
+        write_cells(part, results.folder, results.cells(name))
+        write_comparisons(part, results.folder, results.comparisons(name))
+        write_table(results.cells(name), shown, name, suite.params, results.table(name))
 
 
 @app.command()
@@ -154,8 +156,9 @@ def page(scale: Scale = "demo") -> None:
     """Write results/<scale>/index.html, the page to open first."""
     from u2pl.report.page import write_page
 
-    results = results_of(scale)
-    write_page(load_suite(scale), results.folder, results.cells(), results.page)
+    suite, results = load_suite(scale), results_of(scale)
+    with recorded(suite, "page", "index"):
+        write_page(suite, results.folder, results.cells(), results.page)
 
 
 @app.command()

@@ -9,6 +9,7 @@ from u2pl.errors import UserError
 from u2pl.experiments import Suite, load_suite, published_list
 from u2pl.experiments.params import pick
 from u2pl.experiments.schema import Dataset, Protocol, PublishedSource
+from u2pl.experiments.specs import recorded
 from u2pl.folders import WEIGHTS, Data, data_of
 
 data = typer.Typer(no_args_is_help=True, help="Archives, prepared images and masks, split lists.")
@@ -47,7 +48,8 @@ def synthesize(dataset: str, scale: Scale = "demo") -> None:
     drawn = _dataset(suite, dataset).synthetic
     if drawn is None:
         raise UserError(f"params/scales/{scale}.yaml: datasets.{dataset}.synthetic", "nothing", "seed, counts and size")
-    run(suite.datasets[dataset].kind, data_of(scale).upstream, **drawn.model_dump())
+    with recorded(suite, "synthesize", dataset):
+        run(suite.datasets[dataset].kind, data_of(scale).upstream, **drawn.model_dump())
 
 
 @data.command()
@@ -59,7 +61,9 @@ def fetch(dataset: str, archive: str, scale: Scale = "demo") -> None:
     known = suite.weights if dataset == "weights" else _dataset(suite, dataset).archives
     wanted = pick(known, archive, f"archive of {dataset}")
     folder = WEIGHTS if dataset == "weights" else data_of(scale).archives
-    run(wanted, folder / wanted.file)
+    job = ("weights", archive) if dataset == "weights" else ("fetch", dataset, archive)
+    with recorded(suite, *job):
+        run(wanted, folder / wanted.file)
 
 
 @data.command()
@@ -68,8 +72,9 @@ def prepare(dataset: str, scale: Scale = "demo", workers: int = 1) -> None:
     from u2pl.data.prepare import prepare as run
 
     suite = load_suite(scale)
-    root = data_of(scale)
-    run(_dataset(suite, dataset), root.archives, root.prepared(dataset).folder, workers)
+    root, params = data_of(scale), _dataset(suite, dataset)
+    with recorded(suite, "prepare", dataset):
+        run(params, root.archives, root.prepared(dataset).folder, workers)
 
 
 @data.command()
@@ -86,7 +91,8 @@ def synthesize_lists(source: str, protocol: str, scale: Scale = "demo") -> None:
     restored(suite, params.dataset)
     lists, prepared = published.lists.get(protocol, {}), root.prepared(params.dataset).folder
     target = Data(root.upstream).lists(source)
-    mirror(source, protocol, lists, params, dataset.kind, prepared=prepared, target=target)
+    with recorded(suite, "mirror", source, protocol):
+        mirror(source, protocol, lists, params, dataset.kind, prepared=prepared, target=target)
 
 
 @data.command()
@@ -99,7 +105,8 @@ def fetch_list(source: str, path: str, scale: Scale = "demo") -> None:
     published = _source(suite, source)
     known = {file: file for name in published.lists for file in published.paths(name)}
     path = pick(known, path, f"list of {source}")
-    run(archive(published, path), data_of(scale).lists(source) / path)
+    with recorded(suite, "list", source, path):
+        run(archive(published, path), data_of(scale).lists(source) / path)
 
 
 @data.command()
@@ -116,11 +123,12 @@ def split(protocol: str, labelled: int, source: Source = "drawn", scale: Scale =
     restored(suite, params.dataset)
     prepared, target = root.prepared(params.dataset).folder, root.splits / protocol / source / str(labelled)
     files = published_list(suite, source, protocol, labelled)
-    if files is None:
-        draw(params, labelled, prepared, target, params.seed)
-    else:
-        folder, published = root.lists(source), suite.published[source]
-        install(source, published, files, params, labelled, folder=folder, prepared=prepared, target=target)
+    with recorded(suite, "split", protocol, source, str(labelled)):
+        if files is None:
+            draw(params, labelled, prepared, target, params.seed)
+        else:
+            folder, published = root.lists(source), suite.published[source]
+            install(source, published, files, params, labelled, folder=folder, prepared=prepared, target=target)
 
 
 @splits.command()

@@ -9,6 +9,7 @@ from u2pl.experiments import figure_cells
 from u2pl.experiments.params import pick
 from u2pl.experiments.schema import Suite
 from u2pl.experiments.settings import unreliable_share
+from u2pl.experiments.specs import recorded
 from u2pl.folders import data_of, results_of
 from u2pl.report import figures
 
@@ -20,10 +21,11 @@ def draw(suite: Suite, name: str, device: str) -> None:
     """
     params, results = pick(suite.figures, name, f"figure at scale {suite.scale!r}"), results_of(suite.scale)
     stem = results.figure(name)
-    if params.table is None:
-        _draw_predicted(suite, name, stem, device)
-    else:
-        figures.draw_numbers(suite, name, stem, results.folder, results.cells(params.table))
+    with recorded(suite, "figure", name):
+        if params.table is None:
+            _draw_predicted(suite, name, stem, device)
+        else:
+            figures.draw_numbers(suite, name, stem, results.folder, results.cells(params.table))
 
 
 def _draw_predicted(suite: Suite, name: str, stem: Path, device: str) -> None:

@@ -1,4 +1,4 @@
-"""Archives, prepared data and split lists: one rule a data set, since their files differ.
+"""Archives, prepared data and split lists: one rule per data set, since their files differ.
 
 What is fetched is known by the manifest beside it, `<file>.json`. Snakemake deletes the outputs of a rule before it
 runs and when it fails; a file that the user has put there, or gigabytes that have already arrived, must not be among
@@ -13,14 +13,16 @@ for name, dataset in suite.datasets.items():
         rule:
             name:
                 f"synthesize_{name}"
+            input:
+                jobs("synthesize", name).spec,
             output:
-                expand(f"{DATA}/upstream/{{file}}", file=files),
+                jobs("synthesize", name).outputs,
+                jobs("synthesize", name).receipt,
             log:
                 f"logs/{suite.scale}/synthesize_{name}.log",
             params:
                 scale=suite.scale,
                 dataset=name,
-                drawn=dataset.synthetic.model_dump_json(),
             shell:
                 "u2pl data synthesize {params.dataset:q} --scale {params.scale:q} > {log:q} 2>&1"
 
@@ -30,9 +32,13 @@ for name, dataset in suite.datasets.items():
             name:
                 f"fetch_{name}_{key}"
             input:
-                [f"{DATA}/upstream/{archive.file}"] if dataset.synthetic else [],
+                jobs("fetch", name, key).spec,
+                jobs("fetch", name, key).inputs,
+                # Its receipt decides; the archive itself only has to be here.
+                ancient([f"{DATA}/upstream/{archive.file}"] if dataset.synthetic else []),
             output:
                 f"{DATA}/archives/{archive.file}.json",
+                jobs("fetch", name, key).receipt,
             log:
                 f"logs/{suite.scale}/fetch_{name}_{key}.log",
             localrule: True
@@ -40,7 +46,6 @@ for name, dataset in suite.datasets.items():
                 scale=suite.scale,
                 dataset=name,
                 archive=key,
-                source=archive.identity,
             shell:
                 "u2pl data fetch {params.dataset:q} {params.archive:q} --scale {params.scale:q} > {log:q} 2>&1"
 
@@ -56,9 +61,11 @@ for name, dataset in suite.datasets.items():
         name:
             f"prepare_{name}"
         input:
-            expand(f"{DATA}/archives/{{file}}.json", file=files),
+            jobs("prepare", name).spec,
+            jobs("prepare", name).inputs,
         output:
             f"{DATA}/{name}/manifest.json",
+            jobs("prepare", name).receipt,
         log:
             f"logs/{suite.scale}/prepare_{name}.log",
         threads: 2 if dataset.synthetic else 8
@@ -67,21 +74,23 @@ for name, dataset in suite.datasets.items():
         params:
             scale=suite.scale,
             dataset=name,
-            counts=str(sorted(dataset.counts.items())),
-            labels=dataset.model_dump_json(include={"kind", "classes", "ignore_label"}),
         shell:
             "u2pl data prepare {params.dataset:q} --scale {params.scale:q} --workers {threads:q} > {log:q} 2>&1"
 
 
 rule fetch_weights:
+    input:
+        job_of("weights"),
     output:
         "weights/{file}.json",
+        "weights/{file}.made.json",
     log:
         "logs/fetch_weights_{file}.log",
+    wildcard_constraints:
+        file=any_name_of(suite.weights),
     localrule: True
     params:
         scale=suite.scale,
-        source=lambda wildcards: suite.weights[wildcards.file].identity,
     shell:
         "u2pl data fetch weights {wildcards.file:q} --scale {params.scale:q} > {log:q} 2>&1"
 
@@ -101,25 +110,28 @@ for source, published in suite.published.items():
             name:
                 f"synthesize_lists_{source}_{name}"
             input:
-                f"{DATA}/{dataset}/manifest.json",
+                jobs("mirror", source, name).spec,
+                jobs("mirror", source, name).inputs,
             output:
                 list(drawn.values()),
+                jobs("mirror", source, name).receipt,
             log:
                 f"logs/{suite.scale}/synthesize_lists_{source}_{name}.log",
             params:
                 scale=suite.scale,
                 source=source,
                 protocol=name,
-                fractions=str(suite.protocols[name].fractions),
             shell:
                 "u2pl data synthesize-lists {params.source:q} {params.protocol:q} --scale {params.scale:q} > {log:q} 2>&1"
 
 
 rule fetch_list:
     input:
-        lambda wildcards: mirrored.get((wildcards.source, wildcards.path), []),
+        job_of("list"),
+        ancient(lambda wildcards: mirrored.get((wildcards.source, wildcards.path), [])),
     output:
         f"{DATA}/lists/{{source}}/{{path}}.json",
+        f"{DATA}/made/list/{{source}}/{{path}}.json",
     log:
         f"logs/{suite.scale}/fetch_list/{{source}}/{{path}}.log",
     wildcard_constraints:
@@ -128,28 +140,25 @@ rule fetch_list:
     localrule: True
     params:
         scale=suite.scale,
-        archive=lambda wildcards: list_archive(suite.published[wildcards.source], wildcards.path).identity,
     shell:
         "u2pl data fetch-list {wildcards.source:q} {wildcards.path:q} --scale {params.scale:q} > {log:q} 2>&1"
 
 
 rule split:
     input:
-        lambda wildcards: f"{DATA}/{suite.protocols[wildcards.protocol].dataset}/manifest.json",
-        published_files,
+        job_of("split"),
     output:
         f"{DATA}/splits/{{protocol}}/{{source}}/{{n}}/manifest.json",
         f"{DATA}/splits/{{protocol}}/{{source}}/{{n}}/labeled.txt",
         f"{DATA}/splits/{{protocol}}/{{source}}/{{n}}/unlabeled.txt",
         f"{DATA}/splits/{{protocol}}/{{source}}/{{n}}/val.txt",
+        f"{DATA}/splits/{{protocol}}/{{source}}/{{n}}/made.json",
     log:
         f"logs/{suite.scale}/split/{{protocol}}_{{source}}_{{n}}.log",
     wildcard_constraints:
         source="|".join(["drawn", *suite.published]),
     params:
         scale=suite.scale,
-        protocol=lambda wildcards: suite.protocols[wildcards.protocol].model_dump_json(exclude={"fractions"}),
-        origin=origin,
     shell:
         "u2pl data split {wildcards.protocol:q} {wildcards.n:q} --source {wildcards.source:q} --scale {params.scale:q}"
         " > {log:q} 2>&1"

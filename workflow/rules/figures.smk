@@ -3,7 +3,7 @@
 
 rule figure:
     input:
-        drawn_from,
+        job_of("figure"),
     output:
         f"{RESULTS}/figures/{{figure}}.pdf",
         report(
@@ -12,15 +12,14 @@ rule figure:
             category="Figures",
             labels={"figure": "{figure}"},
         ),
+        f"{RESULTS}/made/figure/{{figure}}.json",
     log:
         f"logs/{suite.scale}/figures/{{figure}}.log",
     wildcard_constraints:
-        figure=one_of(name for name in suite.figures if name not in PREDICTED),
+        figure=any_name_of(name for name in suite.figures if name not in PREDICTED),
     params:
         scale=suite.scale,
         device="auto",
-        figure=lambda wildcards: suite.figures[wildcards.figure].model_dump_json(),
-        table=drawn_table,
         caption=lambda wildcards: suite.figures[wildcards.figure].caption,
     shell:
         "u2pl figure {wildcards.figure:q} --scale {params.scale:q} --device {params.device:q} > {log:q} 2>&1"
@@ -29,11 +28,11 @@ rule figure:
 # A rule of its own: on a cluster it takes a GPU, in the partition that has them.
 use rule figure as predicted_figure with:
     wildcard_constraints:
-        figure=one_of(PREDICTED),
-    threads: lambda wildcards: asked(wildcards).threads
+        figure=any_name_of(PREDICTED),
+    threads: lambda wildcards: recipe_of_figure(wildcards).threads
     resources:
-        gpu=lambda wildcards: min(asked(wildcards).gpus, 1),
-        mem_mb=lambda wildcards: asked(wildcards).mem_mb,
+        gpu=lambda wildcards: min(recipe_of_figure(wildcards).gpus, 1),
+        mem_mb=lambda wildcards: recipe_of_figure(wildcards).mem_mb,
     params:
         device=config["device"],
 
@@ -46,15 +45,14 @@ rule figures:
 
 rule page:
     input:
-        f"{RESULTS}/cells.csv",
-        expand(f"{RESULTS}/runs/{{run}}/{{file}}", run=suite.runs, file=["run.json", "history.csv", "evaluation.json"]),
+        jobs("page", "index").spec,
+        jobs("page", "index").inputs,
     output:
         report(f"{RESULTS}/index.html", caption="../report/page.rst", category="Tables", labels={"table": "all"}),
+        f"{RESULTS}/made/page.json",
     log:
         f"logs/{suite.scale}/page.log",
     params:
         scale=suite.scale,
-        tables=str([table.model_dump_json() for table in suite.tables.values()]),
-        data=DATA_SHOWN,
     shell:
         "u2pl page --scale {params.scale:q} > {log:q} 2>&1"

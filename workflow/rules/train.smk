@@ -1,10 +1,9 @@
-"""One job a run: training, then the evaluation of the weights file. `u2pl train` starts torchrun for several GPUs."""
+"""One job per run: training, then the evaluation of the weights file. `u2pl train` starts torchrun for several GPUs."""
 
 
 rule train:
     input:
-        tokens=tokens,
-        weights=encoder_weights,
+        job_of("train"),
     output:
         report(
             f"{RESULTS}/runs/{{run}}/run.json",
@@ -22,19 +21,18 @@ rule train:
         ),
         f"{RESULTS}/runs/{{run}}/weights.pt",
         f"{RESULTS}/runs/{{run}}/evaluation.json",
+        f"{RESULTS}/runs/{{run}}/made.json",
     log:
         f"logs/{suite.scale}/train/{{run}}.log",
-    threads: lambda wildcards: spec(wildcards).recipe.threads
+    threads: lambda wildcards: run_of(wildcards).recipe.threads
     resources:
-        gpu=lambda wildcards: spec(wildcards).recipe.gpus,
+        gpu=lambda wildcards: run_of(wildcards).recipe.gpus,
         # More with each attempt; a profile's set-resources has the last word.
-        mem_mb=lambda wildcards, attempt: grown(attempt) * spec(wildcards).recipe.mem_mb,
-        runtime=lambda wildcards, attempt: minutes(suite, spec(wildcards), attempt),
+        mem_mb=lambda wildcards, attempt: grown(attempt) * run_of(wildcards).recipe.mem_mb,
+        runtime=lambda wildcards, attempt: minutes(suite, run_of(wildcards), attempt),
     params:
         scale=suite.scale,
         device=config["device"],
-        # A changed setting reruns exactly the runs that it changes.
-        science=lambda wildcards: str(spec(wildcards).science()),
     # exec: a scheduler signals the shell too, which must not end before the training has written its state.
     shell:
         "exec u2pl train {wildcards.run:q} --scale {params.scale:q} --device {params.device:q} > {log:q} 2>&1"

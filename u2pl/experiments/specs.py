@@ -1,0 +1,393 @@
+"""A job's specification is a file: what identifies a run, table, figure or data set, and nothing else.
+
+results/<scale>/specs/<kind>/<name>.json   the specification, written only if its content changed
+made.json, made/<kind>/<name>.json         receipt of a result: SHA-256 of its specification and of its small inputs
+
+A result is current if its receipt has the hashes of today's files. This holds in a fresh clone too, where all dates are
+new. Snakemake decides by dates, so `settle` sets them accordingly: inputs of a current result are dated no later than
+the result; the specification of any other result is dated after it.
+"""
+
+import fcntl
+import hashlib
+import json
+import os
+import shutil
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import IO, Any
+
+from u2pl.addresses import public
+from u2pl.errors import UserError
+from u2pl.experiments.grid import figure_cells, published_list
+from u2pl.experiments.params import nearest
+from u2pl.experiments.schema import RunSpec, Suite
+from u2pl.files import atomic_path, read_json, sha256, write_json
+
+KINDS = (
+    "synthesize", "fetch", "weights", "prepare", "mirror", "list", "split", "train", "cells", "table", "figure", "page",
+)  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Job:
+    """One job of the workflow: its specification, the small files it takes and the files it makes."""
+
+    kind: str
+    name: str
+    content: Any
+    inputs: list[str]
+    outputs: list[str]
+    spec: str
+    receipt: str
+
+    @cached_property
+    def text(self) -> str:
+        """The specification as its file holds it."""
+        return json.dumps(self.content, indent=1, sort_keys=True) + "\n"
+
+    @cached_property
+    def sha256(self) -> str:
+        """SHA-256 of the specification."""
+        return hashlib.sha256(self.text.encode()).hexdigest()
+
+
+class Jobs:
+    """All jobs of a scale, each after those that make its inputs."""
+
+    def __init__(self, suite: Suite) -> None:
+        self.suite, self.data, self.results = suite, f"data/{suite.scale}", f"results/{suite.scale}"
+        self._jobs: dict[tuple[str, str], Job] = {}
+        self._makers: dict[str, Job] = {}  # by output
+        self._above: dict[str, dict[str, str]] = {}
+        self._add_data()
+        for run in suite.runs.values():
+            self._add_run(run)
+        self._add_report()
+
+    def __iter__(self) -> Iterator[Job]:
+        return iter(self._jobs.values())
+
+    def __call__(self, kind: str, *name: str) -> Job:
+        """The job of that kind and name; raises UserError if there is none."""
+        key = "/".join(name)
+        if (kind, key) not in self._jobs:
+            known = [name for other, name in self._jobs if other == kind]
+            raise UserError(f"{kind} {key!r}", f"no such name at scale {self.suite.scale!r}", nearest(key, known))
+        return self._jobs[kind, key]
+
+    def above(self, job: Job) -> dict[str, str]:
+        """SHA-256 of the specifications of all jobs whose results the job rests on, by their paths."""
+        if job.spec not in self._above:
+            found: dict[str, str] = {}
+            for path in job.inputs:
+                maker = self._makers[path]
+                found |= {maker.spec: maker.sha256} | self.above(maker)
+            self._above[job.spec] = found
+        return self._above[job.spec]
+
+    def _add(self, kind: str, name: str, content: Any, inputs: list[str], outputs: list[str], receipt: str) -> Job:
+        spec = f"{self.results}/specs/{kind}/{name}.json"
+        job = Job(kind, name, content, sorted(inputs), outputs, spec, receipt)
+        self._jobs[kind, name] = job
+        self._makers |= dict.fromkeys([*outputs, receipt], job)
+        return job
+
+    def _add_data(self) -> None:
+        suite, data = self.suite, self.data
+        for name, dataset in suite.datasets.items():
+            drawn = dataset.synthetic.model_dump(mode="json") if dataset.synthetic else None
+            files = [f"{data}/upstream/{archive.file}" for archive in dataset.archives.values()]
+            sources: list[str] = []
+            if drawn:
+                content: dict[str, Any] = {"kind": dataset.kind, "drawn": drawn}
+                receipt = f"{data}/made/synthesize/{name}.json"
+                sources = [self._add("synthesize", name, content, [], files, receipt).receipt]
+            for key, archive in dataset.archives.items():
+                content = {"archive": archive.identity, "drawn": drawn}
+                manifest = [f"{data}/archives/{archive.file}.json"]
+                self._add("fetch", f"{name}/{key}", content, sources, manifest, f"{data}/made/fetch/{name}/{key}.json")
+            # Names, not display colours: masks hold numbers.
+            content = dataset.model_dump(mode="json", include={"kind", "ignore_label", "counts"})
+            content |= {"classes": [label.name for label in dataset.classes]}
+            manifests = [f"{data}/archives/{archive.file}.json" for archive in dataset.archives.values()]
+            receipt = f"{data}/made/prepare/{name}.json"
+            self._add("prepare", name, content, manifests, [f"{data}/{name}/manifest.json"], receipt)
+        for file, archive in suite.weights.items():
+            self._add(
+                "weights",
+                file,
+                {"archive": archive.identity},
+                [],
+                [f"weights/{file}.json"],
+                f"weights/{file}.made.json",
+            )
+        for source in suite.published:
+            self._add_lists(source)
+        for name, protocol in suite.protocols.items():
+            for labelled in protocol.fractions.values():
+                for source in ["drawn", *suite.published]:
+                    self._add_split(name, source, labelled)
+
+    def _add_lists(self, source: str) -> None:
+        suite, data, published = self.suite, self.data, self.suite.published[source]
+        for name, lists in published.lists.items():
+            protocol = suite.protocols[name]
+            dataset = suite.datasets[protocol.dataset]
+            paths, inputs = published.paths(name), []
+            if dataset.synthetic:
+                content = {
+                    "protocol": protocol.model_dump(mode="json"),
+                    "lists": {fraction: files.model_dump(mode="json") for fraction, files in lists.items()},
+                    "kind": dataset.kind,
+                }
+                drawn = [f"{data}/upstream/lists/{source}/{path}" for path in paths]
+                prepared, receipt = (
+                    [f"{data}/{protocol.dataset}/manifest.json"],
+                    f"{data}/made/mirror/{source}/{name}.json",
+                )
+                inputs = [self._add("mirror", f"{source}/{name}", content, prepared, drawn, receipt).receipt]
+            for path in paths:
+                hashes = published.sha256[path].model_dump() if published.sha256 else public(published.url)
+                stem = f"{source}/{path}"
+                outputs, receipt = [f"{data}/lists/{stem}.json"], f"{data}/made/list/{stem}.json"
+                self._add("list", stem, {"path": path, "expected": hashes}, inputs, outputs, receipt)
+
+    def _add_split(self, name: str, source: str, labelled: int) -> None:
+        suite, data, protocol = self.suite, self.data, self.suite.protocols[name]
+        try:
+            lists = published_list(suite, source, name, labelled)
+        except UserError:
+            return  # not published
+        content = {
+            "name": name,
+            "protocol": protocol.model_dump(mode="json", exclude={"fractions"}),
+            "labelled": labelled,
+        }
+        inputs = [f"{data}/{protocol.dataset}/manifest.json"]
+        if lists:
+            published = suite.published[source]
+            paths = [path for path in (lists.labelled, lists.unlabelled) if path]
+            content |= {"repository": published.repository, "commit": published.commit, "lists": paths}
+            hashes = published.sha256 or {}
+            content |= {"sha256": {path: hashes[path].model_dump() for path in paths if path in hashes}}
+            inputs += [f"{data}/lists/{source}/{path}.json" for path in paths]
+        folder = f"{data}/splits/{name}/{source}/{labelled}"
+        outputs = [f"{folder}/{file}" for file in ("manifest.json", "labeled.txt", "unlabeled.txt", "val.txt")]
+        self._add("split", f"{name}/{source}/{labelled}", content, inputs, outputs, f"{folder}/made.json")
+
+    def _add_run(self, run: RunSpec) -> None:
+        data, folder = self.data, f"{self.results}/runs/{run.id}"
+        inputs = [f"{data}/{run.dataset_name}/manifest.json", f"{data}/splits/{run.split}/manifest.json"]
+        inputs += [f"{run.weights}.json"] if run.weights else []
+        outputs = [f"{folder}/{file}" for file in ("run.json", "history.csv", "weights.pt", "evaluation.json")]
+        self._add("train", run.id, run.science(), inputs, outputs, f"{folder}/made.json")
+
+    def _run_files(self, runs: set[str], *names: str) -> list[str]:
+        return [f"{self.results}/runs/{run}/{name}" for run in runs for name in names]
+
+    def _add_report(self) -> None:
+        suite, results = self.suite, self.results
+        shown = {"title": suite.params.title, "synthetic": suite.params.synthetic}
+        shown |= {"margin": suite.params.equivalence_margin, "seeds": len(suite.params.seeds)}
+        cells = {name: [cell for cell in suite.cells if cell.table == name] for name in suite.tables}
+        listed = {name: [cell.model_dump(mode="json") for cell in own] for name, own in cells.items()}
+        tables = {name: table.model_dump(mode="json") for name, table in suite.tables.items()}
+        used = {run for cell in suite.cells for run in cell.runs}
+        evaluated = self._run_files(used, "evaluation.json") + self._run_files(set(suite.runs), "history.csv")
+        outputs = [f"{results}/{name}" for name in ("cells.csv", "comparisons.csv", "metrics.json", "curves.csv")]
+        self._add("cells", "all", shown | {"cells": listed}, evaluated, outputs, f"{results}/made/cells.json")
+        for name, own in cells.items():
+            content = shown | {"table": tables[name], "cells": listed[name]}
+            outputs = [f"{results}/{kind}/{name}.csv" for kind in ("cells", "comparisons", "tables")]
+            outputs += [f"{results}/tables/{name}.{ending}" for ending in ("md", "tex")]
+            runs = {run for cell in own for run in cell.runs}
+            inputs = self._run_files(runs, "evaluation.json")
+            self._add("table", name, content, inputs, outputs, f"{results}/made/table/{name}.json")
+        for name, figure in suite.figures.items():
+            shows = figure_cells(suite, name)
+            content = {"figure": figure.model_dump(mode="json")}
+            content |= {"cells": {title: cell.model_dump(mode="json") for title, cell in shows.items()}}
+            if figure.table:
+                content |= {"table": tables[figure.table]} | shown
+            else:
+                dataset = suite.runs[next(iter(shows.values())).runs[0]].dataset
+                content |= {"classes": [label.model_dump(mode="json") for label in dataset.classes]}
+            outputs = [f"{results}/figures/{name}.{ending}" for ending in ("pdf", "png")]
+            self._add("figure", name, content, self._figure_inputs(name), outputs, f"{results}/made/figure/{name}.json")
+        colours = {
+            name: dataset.model_dump(mode="json", include={"classes"}) for name, dataset in suite.datasets.items()
+        }
+        departures = {run: spec.departures for run, spec in suite.runs.items()}
+        content = shown | {"tables": tables, "datasets": colours, "departures": departures}
+        inputs = [
+            f"{results}/cells.csv",
+            *self._run_files(set(suite.runs), "run.json", "history.csv", "evaluation.json"),
+        ]
+        self._add("page", "index", content, inputs, [f"{results}/index.html"], f"{results}/made/page.json")
+
+    def _figure_inputs(self, name: str) -> list[str]:
+        """The small files that change with the figure's runs, and so with their weights."""
+        figure, shown = self.suite.figures[name], figure_cells(self.suite, name).values()
+        if figure.kind == "comparison":
+            return [f"{self.results}/cells/{figure.table}.csv"]
+        if figure.kind == "curves":
+            return self._run_files({run for cell in shown for run in cell.runs}, "history.csv")
+        return self._run_files({cell.runs[0] for cell in shown}, "evaluation.json")
+
+
+# ------------------------------------------------------------------------------------------------ files
+
+
+def write_specs(jobs: Jobs) -> None:
+    """Write the specifications that changed, and remove those of jobs that are no more."""
+    root = Path(jobs.results) / "specs"
+    for kind in KINDS:
+        (root / kind).mkdir(parents=True, exist_ok=True)
+    wanted = {Path(job.spec) for job in jobs}
+    for path in root.rglob("*.json"):
+        if path not in wanted:
+            path.unlink()
+    for job in jobs:
+        _write_spec(job)
+
+
+def _write_spec(job: Job) -> None:
+    path = Path(job.spec)
+    if not path.is_file() or path.read_text(encoding="utf-8") != job.text:
+        with atomic_path(path, durable=False) as temporary:
+            temporary.write_text(job.text, encoding="utf-8")
+
+
+@contextmanager
+def recorded(suite: Suite, kind: str, *name: str) -> Iterator[Any]:
+    """Yield the specification of a job as its file holds it, and write the job's receipt if the block succeeds.
+
+    By hand the file may be missing, or of former params: it is written then.
+    """
+    jobs = Jobs(suite)
+    job = jobs(kind, *name)
+    _write_spec(job)
+    inputs = {path: sha256(Path(path)) for path in job.inputs if _there(path)}
+    receipt = {"spec_sha256": job.sha256, "inputs": inputs, "above": jobs.above(job)}
+    if not _current(job, {}):  # an interruption must not leave new files under an old receipt
+        Path(job.receipt).unlink(missing_ok=True)
+    yield read_json(Path(job.spec))
+    write_json(Path(job.receipt), receipt)
+
+
+def _there(path: str) -> bool:
+    return Path(path).is_file()
+
+
+# ------------------------------------------------------------------------------------------------ dates
+
+
+def settle(jobs: Jobs) -> list[Job]:
+    """Write the specifications, and set dates so that Snakemake plans the results that are not current: these jobs."""
+    write_specs(jobs)
+    hashes: dict[str, str] = {}
+    below: dict[str, list[tuple[str, int]]] = {}  # by specification: what later results know of it, and their dates
+    stale = []
+    for job in reversed(list(jobs)):  # each before those that make its inputs, whose dates it may set
+        made = [os.lstat(file).st_mtime_ns for file in (*job.outputs, job.receipt) if _there(file)]
+        if not made:
+            # Snakemake makes a file that is not here only if it would be later than what was made of it.
+            if known := below.get(job.spec):
+                current = all(digest == job.sha256 for digest, _ in known)
+                _date(Path(job.spec), min(date for _, date in known), current)
+            continue
+        current = _current(job, hashes)
+        for path in (job.spec, *(job.inputs if current else [])):
+            _date(Path(path), min(made), current)
+        for spec, digest in _above(job).items():
+            below.setdefault(spec, []).append((digest, min(made)))
+        if not current:
+            stale.append(job)
+    return stale[::-1]
+
+
+def _above(job: Job) -> dict[str, str]:
+    try:
+        return dict(read_json(Path(job.receipt))["above"])
+    except (UserError, KeyError, TypeError, ValueError):
+        return {}
+
+
+def _current(job: Job, hashes: dict[str, str]) -> bool:
+    """Whether the receipt has today's hashes. A missing input, as after a partial `dvc pull`, is not judged."""
+    try:
+        receipt = read_json(Path(job.receipt))
+        spec, inputs = receipt["spec_sha256"], receipt["inputs"]
+    except (UserError, KeyError, TypeError):
+        return False
+    if spec != job.sha256 or sorted(inputs) != job.inputs:
+        return False
+    for path in filter(_there, job.inputs):
+        if path not in hashes:
+            hashes[path] = sha256(Path(path))
+    return all(hashes.get(path, inputs[path]) == inputs[path] for path in job.inputs)
+
+
+def _date(path: Path, made: int, current: bool) -> None:
+    """Date a small file no later than `made`, or later, by whether what was made of it then is current.
+
+    A link into DVC's cache becomes a file of its own first.
+    """
+    if not path.is_file():
+        return
+    latest = max(path.stat().st_mtime_ns, path.lstat().st_mtime_ns)
+    if current == (latest <= made):
+        return
+    if path.is_symlink() or path.stat().st_nlink > 1:
+        with atomic_path(path, durable=False) as temporary:
+            shutil.copyfile(path, temporary)
+    date = made if current else max(time.time_ns(), made + 1_000_000_000)
+    os.utime(path, ns=(date, date))
+
+
+# ------------------------------------------------------------------------------------------ one Snakemake per scale
+
+_held: list[IO[str]] = []  # until this process ends: the kernel frees the lock then, at kill -9 too
+
+
+def alone(scale: str) -> bool:
+    """Take the lock of a scale for the rest of this process; False if another Snakemake holds it."""
+    path = Path("results") / scale / ".lock"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    stream = path.open("a+")
+    _held.append(stream)
+    try:
+        fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    except OSError:  # a file system without locks
+        return True
+    return True
+
+
+def prepare_scale(suite: Suite) -> Jobs:
+    """The jobs of a scale, with specifications and dates settled, for the one Snakemake that works on it.
+
+    Raises UserError if another one does; a dry run changes nothing then.
+    """
+    jobs = Jobs(suite)
+    if not alone(suite.scale):
+        if _dry_run(sys.argv[1:]):
+            return jobs
+        lock = f"results/{suite.scale}/.lock"
+        raise UserError(lock, "another Snakemake at work on this scale", "one at a time: wait for it, or stop it")
+    if stale := settle(jobs):
+        more = f" and {len(stale) - 1} more" if len(stale) > 1 else ""
+        print(f"Out of date: {stale[0].kind} {stale[0].name}{more}", file=sys.stderr)
+    return jobs
+
+
+def _dry_run(arguments: list[str]) -> bool:
+    short = [word for word in arguments if word.startswith("-") and not word.startswith("--")]
+    return any("n" in word for word in short) or bool({"--dry-run", "--dryrun"} & set(arguments))
