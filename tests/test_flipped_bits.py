@@ -11,9 +11,9 @@ import pytest
 import torch
 import yaml
 
-from u2pl.cli import app
+from u2pl.cli.main import app
 from u2pl.engine.seeding import seed_everything
-from u2pl.engine.stopping import StopRequest
+from u2pl.ranks.stopping import StopRequest
 from u2pl.errors import UserError
 from u2pl.experiments import load_suite
 from u2pl.files import sha256

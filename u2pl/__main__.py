@@ -1,3 +1,3 @@
-from u2pl.cli import main
+from u2pl.cli.main import main
 
 main()

@@ -20,8 +20,8 @@ from rich.console import Console
 from rich.table import Table
 
 from u2pl.data.prepare import prepare
-from u2pl.data.splits import draw
-from u2pl.data.synthesize import synthesize
+from u2pl.data.splits.draw import draw
+from u2pl.data.synthetic.archives import synthesize
 from u2pl.engine.seeding import choose_device, deterministic
 from u2pl.engine.trainer import Trainer
 from u2pl.experiments import RunSpec, load_suite

@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 from u2pl.data.prepare import prepare
-from u2pl.data.synthesize import synthesize
+from u2pl.data.synthetic.archives import synthesize
 from u2pl.experiments.schema import Archive, ClassLabel, Dataset, Evaluation
 
 FILES = {

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from u2pl.data.archives import open_archive
+from u2pl.data.sources.unpack import open_archive
 from u2pl.errors import UserError
 
 FILES = {f"folder/{i}.txt": random.Random(i).randbytes(700) + bytes(3000) for i in range(6)}

@@ -14,8 +14,8 @@ import pytest
 import requests
 from cityscapesscripts.download import downloader
 
-from u2pl.data.fetch import fetch
-from u2pl.data.transfer import Network
+from u2pl.data.sources.fetch import fetch
+from u2pl.data.sources.http import Network
 from u2pl.errors import UserError
 from u2pl.experiments.schema import Archive
 from u2pl.files import read_json

@@ -16,8 +16,8 @@ from torchvision.datasets.sbd import SBDataset
 from torchvision.datasets.voc import DATASET_YEAR_DICT
 
 from u2pl.addresses import public
-from u2pl.data.fetch import fetch, fetched_sha256, manifest_of
-from u2pl.data.transfer import Network
+from u2pl.data.sources.fetch import fetch, fetched_sha256, manifest_of
+from u2pl.data.sources.http import Network
 from u2pl.errors import UserError
 from u2pl.experiments import load_suite
 from u2pl.experiments.schema import Archive
@@ -356,7 +356,7 @@ def test_an_untouched_file_is_not_read_again(good: Any, tmp_path: Path, monkeypa
     target = tmp_path / "a"
     fetch(archive(good), target, HASTY)
     with monkeypatch.context() as patch:
-        patch.setattr("u2pl.data.fetch.hashlib", None)
+        patch.setattr("u2pl.data.sources.fetch.hashlib", None)
         fetch(archive(good), target, HASTY)
         fetch(archive(good, "/absent", mirrors=["file:none"]), target, HASTY)
         assert fetched_sha256(target) == SHA256
@@ -453,7 +453,7 @@ def test_a_source_that_changes_while_it_is_copied_is_refused(tmp_path: Path, mon
     def meddling(*_: object) -> None:
         source.write_bytes(CONTENT[::-1])
 
-    monkeypatch.setattr("u2pl.data.transfer.check_space", meddling)
+    monkeypatch.setattr("u2pl.data.sources.http.check_space", meddling)
     with pytest.raises(UserError, match="changed while it was copied"):
         fetch(Archive(file="a", url=source.as_uri()), tmp_path / "new" / "a", HASTY)
     assert not (tmp_path / "new" / "a").exists()

@@ -13,8 +13,8 @@ from typing import Any
 
 import pytest
 
-from u2pl.data.fetch import fetch
-from u2pl.data.transfer import Network
+from u2pl.data.sources.fetch import fetch
+from u2pl.data.sources.http import Network
 from u2pl.errors import UserError
 from u2pl.experiments.schema import Archive
 from u2pl.files import locked
@@ -25,7 +25,7 @@ HASTY = Network(timeout=60, attempts=2, wait=0)
 SCRIPT = """
 import json, sys
 from pathlib import Path
-from u2pl.data.fetch import fetch
+from u2pl.data.sources.fetch import fetch
 from u2pl.experiments.schema import Archive
 fetch(Archive(**json.loads(sys.argv[1])), Path(sys.argv[2]))
 """

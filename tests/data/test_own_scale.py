@@ -9,8 +9,8 @@ from pathlib import Path
 import pytest
 import yaml
 
-from u2pl.cli import app
-from u2pl.data.synthesize import synthesize
+from u2pl.cli.main import app
+from u2pl.data.synthetic.archives import synthesize
 from u2pl.errors import UserError
 from u2pl.experiments import load_suite
 from u2pl.files import read_json

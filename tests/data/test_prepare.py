@@ -17,7 +17,7 @@ from PIL import Image
 
 from u2pl.data.convert import train_id_table
 from u2pl.data.prepare import prepare, restore
-from u2pl.data.synthesize import synthesize
+from u2pl.data.synthetic.archives import synthesize
 from u2pl.errors import UserError
 from u2pl.experiments.schema import Archive, Dataset
 from u2pl.files import read_json, sha256

@@ -30,7 +30,7 @@ SCRIPT = """
 import os, signal, sys
 from pathlib import Path
 from u2pl.data import convert, prepare
-from u2pl.data.archives import ArchiveReader
+from u2pl.data.sources.unpack import ArchiveReader
 from u2pl.experiments.schema import Dataset
 
 def die(*_):

@@ -12,11 +12,11 @@ import pytest
 import yaml
 from made import PREPARED
 
-from u2pl.data.fetch import fetch
+from u2pl.data.sources.fetch import fetch
 from u2pl.data.lists import write_ids
-from u2pl.data.mirror import mirror
-from u2pl.data.published import archive, install, parse
-from u2pl.data.splits import check
+from u2pl.data.synthetic.lists import mirror
+from u2pl.data.splits.published import archive, install, parse
+from u2pl.data.splits.draw import check
 from u2pl.errors import UserError
 from u2pl.experiments import load_suite, published_list
 from u2pl.experiments.schema import ListHashes, Protocol, PublishedList, PublishedSource
@@ -343,7 +343,7 @@ def real_splits(root: Path) -> None:
 @pytest.mark.skipif(not (LISTS / "splits_cps").is_dir(), reason="no copies of the published lists (U2PL_REAL_DATA)")
 def test_the_real_lists(tmp_path: Path) -> None:
     """The counts are facts about the lists: 100 % fine in u2pl's two small blender lists, few in CPS's."""
-    from u2pl.data.audit import audit_splits
+    from u2pl.data.splits.audit import audit_splits
 
     real_splits(tmp_path)
     audits = {(a.protocol, a.source, a.labelled): a for a in audit_splits(tmp_path)}

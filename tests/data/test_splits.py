@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 from made import PREPARED
 
 from u2pl.data.lists import write_ids
-from u2pl.data.splits import check, draw
+from u2pl.data.splits.draw import check, draw
 from u2pl.errors import UserError
 from u2pl.experiments import load_suite
 from u2pl.experiments.schema import Protocol

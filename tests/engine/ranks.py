@@ -15,10 +15,10 @@ import torch
 from torch.distributed.distributed_c10d import _set_pg_timeout
 from torch.distributed.elastic.multiprocessing import PContext
 
-from u2pl.components.collectives import rank
-from u2pl.engine import launch as launching
-from u2pl.engine.distributed import is_rank
-from u2pl.engine.launch import launch, run_rank
+from u2pl.ranks.collectives import rank
+from u2pl.ranks import launch as launching
+from u2pl.ranks.layers import is_rank
+from u2pl.ranks.launch import launch, run_rank
 from u2pl.errors import UserError
 from u2pl.experiments.schema import RunSpec
 

@@ -15,14 +15,14 @@ from torch.distributed.elastic.multiprocessing import SignalException
 
 from tests.small import Network, averages, settings_for
 from u2pl.components import contrast, supervised
-from u2pl.components.collectives import fetch, gather, largest, locate, rank, share, total, world_size
+from u2pl.ranks.collectives import fetch, gather, largest, locate, rank, share, total, world_size
 from u2pl.components.mixing import cutmix
 from u2pl.components.ohem import ohem_loss
 from u2pl.data.batches import TrainBatches
-from u2pl.engine import launch as launching
-from u2pl.engine.distributed import SharedDropout2d, SyncBatchNorm2d, data_parallel, is_rank, joined, span_ranks
+from u2pl.ranks import launch as launching
+from u2pl.ranks.layers import SharedDropout2d, SyncBatchNorm2d, data_parallel, is_rank, joined, span_ranks
 from u2pl.engine.evaluate import evaluate
-from u2pl.engine.launch import run_rank
+from u2pl.ranks.launch import run_rank
 from u2pl.errors import UserError
 from u2pl.experiments.schema import RunSpec
 from u2pl.methods import Progress, Setup, build_method

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from u2pl.engine.provenance import git_state, record
+from u2pl.engine.origin import git_state, record
 from u2pl.experiments.schema import RunSpec
 
 Spec = Callable[..., RunSpec]

@@ -20,11 +20,11 @@ import numpy as np
 import pytest
 import torch
 
-from u2pl.components.collectives import rank
+from u2pl.ranks.collectives import rank
 from u2pl.data.batches import outlive_signals
 from u2pl.engine import checkpoints
 from u2pl.engine.checkpoints import StateFile
-from u2pl.engine.stopping import RESUMABLE, Stopped
+from u2pl.ranks.stopping import RESUMABLE, Stopped
 from u2pl.engine.train import Trainer, train
 from u2pl.errors import UserError
 from u2pl.experiments.schema import RunSpec

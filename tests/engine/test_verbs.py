@@ -15,7 +15,8 @@ import pytest
 import torch
 import yaml
 
-from u2pl import cli, cli_data
+from u2pl.cli import main as cli
+from u2pl.cli.main import data as cli_data
 from u2pl.errors import UserError
 from u2pl.experiments import load_suite
 from u2pl.models import build_network
@@ -114,7 +115,7 @@ def test_every_rank_checks_the_prepared_data(checkout: Path, monkeypatch: pytest
 def test_ranks_are_told_to_start_over(checkout: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The state goes under the lock, which the first rank has, and not in the process that starts torchrun."""
     commands: list[tuple[object, ...]] = []
-    monkeypatch.setattr("u2pl.engine.launch.launch", lambda *command: commands.append(command))
+    monkeypatch.setattr("u2pl.ranks.launch.launch", lambda *command: commands.append(command))
     suite = load_suite("demo")
     recipe = suite.runs[RUN].recipe.model_copy(update={"gpus": 2})
     spec = suite.runs[RUN].model_copy(update={"recipe": recipe})

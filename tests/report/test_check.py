@@ -10,12 +10,12 @@ import pytest
 from made import SHA, evaluation, history, record
 from scipy import stats
 
-from u2pl.cli import main
+from u2pl.cli.main import main
 from u2pl.errors import UserError
 from u2pl.experiments import load_suite
 from u2pl.experiments.schema import Suite
 from u2pl.files import read_json, sha256, write_json
-from u2pl.report import check
+from u2pl.report import baseline as check
 
 ROOT = Path(__file__).parents[2]
 SETTING = "pascal_blender-6-u2pl-seed"

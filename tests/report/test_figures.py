@@ -13,7 +13,7 @@ import yaml
 from matplotlib.figure import Figure
 from PIL import Image
 
-from u2pl.cli import main
+from u2pl.cli.main import main
 from u2pl.errors import UserError
 from u2pl.experiments import figure_cells, load_suite
 from u2pl.experiments.schema import ClassLabel, Suite, Table

@@ -19,7 +19,7 @@ import scipy.stats
 import yaml
 from made import scores
 
-from u2pl.cli import main
+from u2pl.cli.main import main
 from u2pl.experiments import load_suite, published_list
 from u2pl.report.verify import Check, verify
 

@@ -35,7 +35,7 @@ FAULTS = {
     ),
 }
 GROSS = ["EMA never updated"]  # found on another platform than the baseline's, too
-TRAIN = "from u2pl.cli import app\napp(['train', {run!r}, '--scale', 'check'])"
+TRAIN = "from u2pl.cli.main import app\napp(['train', {run!r}, '--scale', 'check'])"
 
 
 def python(cwd, *arguments):

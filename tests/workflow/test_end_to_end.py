@@ -114,7 +114,7 @@ def test_suponly_learns_the_demo_data(finished, tmp_path):
     """A few hundred steps give at least twice the mIoU of the untrained network, and of background everywhere."""
     import torch
 
-    from u2pl.data.splits import draw
+    from u2pl.data.splits.draw import draw
     from u2pl.engine.evaluate import evaluate, mean_iou
     from u2pl.engine.train import train
     from u2pl.experiments import load_suite

@@ -7,7 +7,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from u2pl.components.collectives import STREAMS, gather, locate, rank, total
+from u2pl.ranks.collectives import STREAMS, gather, locate, rank, total
 from u2pl.components.memory_bank import MemoryBank
 from u2pl.components.precision import at_least_float32
 

@@ -6,7 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from u2pl.components.collectives import fetch
+from u2pl.ranks.collectives import fetch
 
 
 class MemoryBank(nn.Module):

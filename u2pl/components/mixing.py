@@ -5,7 +5,7 @@ import math
 import torch
 from torch import Tensor
 
-from u2pl.components.collectives import gather, rank, share, world_size
+from u2pl.ranks.collectives import gather, rank, share, world_size
 
 # Images that mix with each other: the share of a GPU in the released code, here whatever the number of GPUs.
 GROUP = 4

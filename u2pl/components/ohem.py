@@ -4,7 +4,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from u2pl.components.collectives import gather, total
+from u2pl.ranks.collectives import gather, total
 
 THRESHOLD = 0.7
 MIN_KEPT = 100_000

@@ -6,7 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from u2pl.components.collectives import total, world_size
+from u2pl.ranks.collectives import total, world_size
 
 
 def entropy(probs: Tensor) -> Tensor:

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from u2pl.components import contrast
-from u2pl.components.collectives import total
+from u2pl.ranks.collectives import total
 from u2pl.components.contrast_released import negatives_of_own_class, positional_banks
 from u2pl.components.memory_bank import MemoryBank
 from u2pl.components.resize import nearest

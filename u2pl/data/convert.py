@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from u2pl.data.archives import open_archive
+from u2pl.data.sources.unpack import open_archive
 from u2pl.data.images import UInt8, check_labels, check_size, decode, decode_mask, encode_mask
 from u2pl.data.layouts import SUFFIX
 from u2pl.data.mat import read_segmentation

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
-from u2pl.components.collectives import rank, world_size
+from u2pl.ranks.collectives import rank, world_size
 from u2pl.errors import UserError
 from u2pl.experiments.records import RunRecord, read
 from u2pl.files import atomic_path, sha256

@@ -12,7 +12,7 @@ from torch.nn import functional
 from torch.utils.data import DataLoader
 from torch.utils.data import Dataset as TorchDataset
 
-from u2pl.components.collectives import rank, total, world_size
+from u2pl.ranks.collectives import rank, total, world_size
 from u2pl.data.augment import centre_crop, normalise
 from u2pl.data.batches import SegmentationFolder, outlive_signals
 from u2pl.data.lists import read_ids

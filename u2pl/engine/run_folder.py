@@ -5,9 +5,9 @@ from typing import Any
 
 from dvclive import Live
 
-from u2pl.components.collectives import world_size
+from u2pl.ranks.collectives import world_size
 from u2pl.engine import checkpoints
-from u2pl.engine.provenance import peak_memory_mb
+from u2pl.engine.origin import peak_memory_mb
 from u2pl.engine.trainer import Trainer
 from u2pl.errors import UserError
 from u2pl.experiments.params import validate
@@ -21,7 +21,7 @@ def write_run(out: Path, trainer: Trainer, start: dict[str, Any]) -> None:
 
     An older evaluation is removed before everything else, so that none is ever beside weights that are not its own.
 
-    start: what `u2pl.engine.provenance.record` found when the training began.
+    start: what `u2pl.engine.origin.record` found when the training began.
     """
     assert trainer.best is not None
     run = Run(out)

@@ -5,15 +5,15 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from u2pl.components.collectives import largest, rank, world_size
+from u2pl.ranks.collectives import largest, rank, world_size
 from u2pl.engine import checkpoints
-from u2pl.engine.distributed import joined, wait_for_files
+from u2pl.ranks.layers import joined, wait_for_files
 from u2pl.engine.evaluate import evaluate_run
-from u2pl.engine.provenance import record
+from u2pl.engine.origin import record
 from u2pl.engine.run_folder import write_run
 from u2pl.engine.run_lock import lock_path, locked_run
 from u2pl.engine.seeding import choose_device, deterministic
-from u2pl.engine.stopping import Stopped, StopRequest
+from u2pl.ranks.stopping import Stopped, StopRequest
 from u2pl.engine.trainer import Trainer
 
 if TYPE_CHECKING:

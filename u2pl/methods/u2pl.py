@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor, nn
 
-from u2pl.components.collectives import gather, total
+from u2pl.ranks.collectives import gather, total
 from u2pl.components.mixing import boxes_for, cutmix
 from u2pl.components.outputs import halves, summed
 from u2pl.components.precision import at_least_float32

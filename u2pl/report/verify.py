@@ -22,8 +22,8 @@ from rich.progress import track
 from rich.table import Table
 from rich.text import Text
 
-from u2pl.data import splits
-from u2pl.data.fetch import manifest_of
+from u2pl.data.splits import draw as splits
+from u2pl.data.sources.fetch import manifest_of
 from u2pl.errors import UserError
 from u2pl.experiments.params import validate
 from u2pl.experiments.records import FetchedManifest, PreparedManifest, RunRecord, SplitManifest, plain, read
@@ -33,7 +33,7 @@ from u2pl.folders import Data, Prepared, Results, Run
 from u2pl.report.cells import only, write_cells, write_comparisons
 from u2pl.report.figures import METADATA, draw_numbers
 from u2pl.report.page import write_page
-from u2pl.report.provenance import flat
+from u2pl.report.show import flat
 from u2pl.report.runs import check_scores, read_run
 from u2pl.report.tables import write_table
 

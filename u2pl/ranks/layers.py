@@ -12,7 +12,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
-from u2pl.components.collectives import rank, total, world_size
+from u2pl.ranks.collectives import rank, total, world_size
 from u2pl.errors import UserError
 
 # Of any exchange between ranks. With the time torchrun takes to end the others, a job outlives a lost rank by less than

@@ -1,4 +1,4 @@
-"""Labelled and unlabelled image lists of a protocol: drawn here, or published by others (u2pl.data.published).
+"""Labelled and unlabelled image lists of a protocol: drawn here, or published by others (u2pl.data.splits.published).
 
 The draw is `random.Random` (Mersenne Twister, seeded by a string through SHA-512) over the byte-sorted candidates:
 

@@ -12,7 +12,7 @@ from torch.distributed import run as torchrun
 from torch.distributed.elastic.multiprocessing import SignalException
 from torch.distributed.elastic.multiprocessing.errors import ChildFailedError, ProcessFailure, record
 
-from u2pl.engine.stopping import RESUMABLE, SIGNALS, heeded
+from u2pl.ranks.stopping import RESUMABLE, SIGNALS, heeded
 from u2pl.errors import UserError
 
 USER_ERROR = 2

@@ -11,7 +11,7 @@ from typing import Annotated, Any
 
 import typer
 
-from u2pl.cli_data import Scale, data, restored, splits
+from u2pl.cli.data import Scale, data, restored, splits
 from u2pl.errors import UserError
 from u2pl.experiments import RunSpec, Suite, load_suite
 from u2pl.experiments.params import pick
@@ -49,10 +49,10 @@ def train(
 
     SIGTERM, SIGUSR1 and SIGHUP end the present step and exit with 75; the same command resumes there.
     """
-    from u2pl.data.fetch import fetched_sha256
-    from u2pl.data.splits import check
-    from u2pl.engine.distributed import is_rank
-    from u2pl.engine.launch import launch, run_rank
+    from u2pl.data.sources.fetch import fetched_sha256
+    from u2pl.data.splits.draw import check
+    from u2pl.ranks.layers import is_rank
+    from u2pl.ranks.launch import launch, run_rank
 
     suite = load_suite(scale)
     spec = _find(suite, run)
@@ -95,7 +95,7 @@ def train(
 @app.command()
 def evaluate(runs: list[str], scale: Scale = "demo", device: Device = "auto") -> None:
     """Evaluate the weights of finished runs again, last and best, on the validation list."""
-    from u2pl.data.splits import check
+    from u2pl.data.splits.draw import check
     from u2pl.engine.evaluate import evaluate_run
     from u2pl.engine.run_lock import lock_path, locked_run
 
@@ -112,7 +112,7 @@ def evaluate(runs: list[str], scale: Scale = "demo", device: Device = "auto") ->
 def cells(scale: Scale = "demo") -> None:
     """Gather every cell of every table, and the differences between rows; metrics.json and curves.csv are for DVC."""
     from u2pl.report.cells import write_cells, write_comparisons
-    from u2pl.report.metrics import write_curves, write_metrics
+    from u2pl.report.dvc import write_curves, write_metrics
 
     suite, results = load_suite(scale), results_of(scale)
     with recorded(suite, "cells", "all"):
@@ -146,7 +146,7 @@ def table(name: str, scale: Scale = "demo") -> None:
 @app.command()
 def figure(name: str, scale: Scale = "demo", device: Device = "auto") -> None:
     """Draw one figure of finished runs as PDF and PNG."""
-    from u2pl.cli_figure import draw
+    from u2pl.cli.figure import draw
 
     draw(load_suite(scale), name, device)
 
@@ -171,7 +171,7 @@ def show(
     from rich.console import Console
     from rich.markdown import Markdown
 
-    from u2pl.report.provenance import describe_cell, describe_run, find_cell, render
+    from u2pl.report.show import describe_cell, describe_run, find_cell, render
 
     suite, results, console = load_suite(scale), results_of(scale).folder, Console()
     if len(what) not in (1, 3):
@@ -218,7 +218,7 @@ def check(
     junit: Annotated[Path | None, typer.Option(help="Also write the outcome as JUnit XML to this file.")] = None,
 ) -> None:
     """Compare the finished runs with a baseline; exit code 1 if a number moved."""
-    from u2pl.report import check as module
+    from u2pl.report import baseline as module
 
     suite, results = load_suite(scale), results_of(scale).folder
     path = against or baseline_of(scale)
@@ -233,7 +233,7 @@ def check(
 @app.command()
 def baseline(scale: Scale = "demo") -> None:
     """Make today's runs the baseline of `u2pl check`; on purpose only, after reading what moved."""
-    from u2pl.report.check import write_baseline
+    from u2pl.report.baseline import write_baseline
 
     write_baseline(load_suite(scale), results_of(scale).folder, baseline_of(scale))
 

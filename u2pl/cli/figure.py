@@ -2,9 +2,9 @@
 
 from pathlib import Path
 
-from u2pl.cli_data import restored
+from u2pl.cli.data import restored
 from u2pl.data.lists import read_ids
-from u2pl.data.splits import check
+from u2pl.data.splits.draw import check
 from u2pl.experiments import figure_cells
 from u2pl.experiments.params import pick
 from u2pl.experiments.schema import Suite

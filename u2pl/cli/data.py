@@ -42,7 +42,7 @@ def restored(suite: Suite, dataset: str, workers: int = 1) -> None:
 @data.command()
 def synthesize(dataset: str, scale: Scale = "demo") -> None:
     """Draw archives with upstream's names and layouts, as the scale's `synthetic` says."""
-    from u2pl.data.synthesize import synthesize as run
+    from u2pl.data.synthetic.archives import synthesize as run
 
     suite = load_suite(scale)
     drawn = _dataset(suite, dataset).synthetic
@@ -55,7 +55,7 @@ def synthesize(dataset: str, scale: Scale = "demo") -> None:
 @data.command()
 def fetch(dataset: str, archive: str, scale: Scale = "demo") -> None:
     """Fetch one archive of a data set and verify its checksum; `weights` is the data set of encoder weights."""
-    from u2pl.data.fetch import fetch as run
+    from u2pl.data.sources.fetch import fetch as run
 
     suite = load_suite(scale)
     known = suite.weights if dataset == "weights" else _dataset(suite, dataset).archives
@@ -80,7 +80,7 @@ def prepare(dataset: str, scale: Scale = "demo", workers: int = 1) -> None:
 @data.command()
 def synthesize_lists(source: str, protocol: str, scale: Scale = "demo") -> None:
     """Draw a mirror of the split lists that a source publishes for a protocol, of synthetic prepared data."""
-    from u2pl.data.mirror import mirror
+    from u2pl.data.synthetic.lists import mirror
 
     suite = load_suite(scale)
     params, published = _protocol(suite, protocol), _source(suite, source)
@@ -98,8 +98,8 @@ def synthesize_lists(source: str, protocol: str, scale: Scale = "demo") -> None:
 @data.command()
 def fetch_list(source: str, path: str, scale: Scale = "demo") -> None:
     """Fetch one published split list, by its path in the source's repository, and verify its checksum."""
-    from u2pl.data.fetch import fetch as run
-    from u2pl.data.published import archive
+    from u2pl.data.sources.fetch import fetch as run
+    from u2pl.data.splits.published import archive
 
     suite = load_suite(scale)
     published = _source(suite, source)
@@ -112,8 +112,8 @@ def fetch_list(source: str, path: str, scale: Scale = "demo") -> None:
 @data.command()
 def split(protocol: str, labelled: int, source: Source = "drawn", scale: Scale = "demo") -> None:
     """Draw the labelled and unlabelled lists of a protocol, or take those that a source published."""
-    from u2pl.data.published import install
-    from u2pl.data.splits import draw
+    from u2pl.data.splits.published import install
+    from u2pl.data.splits.draw import draw
 
     suite = load_suite(scale)
     params = _protocol(suite, protocol)
@@ -142,7 +142,7 @@ def audit(
     """Sizes, overlaps, share of finely annotated images and class frequencies of the splits that have been made."""
     from rich.console import Console
 
-    from u2pl.data.audit import audit_splits, tables, write_csv
+    from u2pl.data.splits.audit import audit_splits, tables, write_csv
 
     suite = load_suite(scale)
     if protocol is not None:

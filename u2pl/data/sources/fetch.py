@@ -20,8 +20,8 @@ from urllib.parse import urlsplit
 import requests
 
 from u2pl.addresses import public
-from u2pl.data import cityscapes_site
-from u2pl.data.transfer import Network, Refused, copy, discard, download, part_of
+from u2pl.data.sources import cityscapes as cityscapes_site
+from u2pl.data.sources.http import Network, Refused, copy, discard, download, part_of
 from u2pl.errors import UserError
 from u2pl.experiments.records import FetchedManifest, read, write
 from u2pl.experiments.schema import Archive

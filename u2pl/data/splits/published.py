@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from u2pl.data.lists import hash_ids, parse_ids, read_ids
-from u2pl.data.splits import check_lists, write
+from u2pl.data.splits.draw import check_lists, write
 from u2pl.errors import UserError
 from u2pl.experiments.schema import Archive, Protocol, PublishedList, PublishedSource
 from u2pl.files import sha256

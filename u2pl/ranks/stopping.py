@@ -4,7 +4,7 @@ import os
 import signal
 from types import FrameType
 
-from u2pl.components.collectives import world_size
+from u2pl.ranks.collectives import world_size
 
 SIGNALS = (signal.SIGTERM, signal.SIGUSR1, signal.SIGHUP)
 RESUMABLE = 75  # EX_TEMPFAIL of sysexits.h: not done, and the same command goes on from here

@@ -13,7 +13,7 @@ from pathlib import Path
 import appdirs
 import requests
 
-from u2pl.data.transfer import Again, Network, Refused, patiently
+from u2pl.data.sources.http import Again, Network, Refused, patiently
 from u2pl.errors import UserError
 from u2pl.files import read_json
 

@@ -16,7 +16,7 @@ from rich.table import Table
 
 from u2pl.data.images import check_labels, decode_mask, read_bytes
 from u2pl.data.lists import read_ids
-from u2pl.data.splits import check
+from u2pl.data.splits.draw import check
 from u2pl.errors import UserError
 from u2pl.experiments.records import PreparedManifest, SplitManifest, read
 from u2pl.files import atomic_path
@@ -55,7 +55,7 @@ def audit_splits(
     """Audit the splits made below `data`/splits, of one protocol and of some sources or of all.
 
     With `classes` the masks of the labelled images are read, unless the prepared data have no masks at all.
-    Raises UserError if there is no such split, or one that `u2pl.data.splits.check` refuses.
+    Raises UserError if there is no such split, or one that `u2pl.data.splits.draw.check` refuses.
     """
     found: dict[tuple[str, int], dict[str, Path]] = {}
     for manifest in Data(data).split_manifests():

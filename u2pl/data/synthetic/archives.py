@@ -1,6 +1,6 @@
 """Small archives in the upstream layouts, drawn instead of downloaded.
 
-`u2pl.data.scenes` draws the images. Equal arguments give equal bytes: every image has its own generator, and archives
+`u2pl.data.synthetic.scenes` draws the images. Equal arguments give equal bytes: every image has its own generator, and archives
 carry no clock, user or machine. Each archive also holds a sample of what upstream's has beside the wanted files, so
 that no path is taken by real data alone.
 """
@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from u2pl.data.images import UInt8, encode_mask
-from u2pl.data.scenes import cluttered_scene, pascal_scene, street_scene
+from u2pl.data.synthetic.scenes import cluttered_scene, pascal_scene, street_scene
 from u2pl.errors import UserError
 from u2pl.files import atomic_path
 
