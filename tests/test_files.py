@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from u2pl.engine.checkpoints import save
-from u2pl.engine.train import write_live
+from u2pl.engine.run_folder import write_live
 from u2pl.errors import UserError
 from u2pl.files import atomic_path, read_json, write_json
 

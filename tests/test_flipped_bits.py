@@ -13,11 +13,11 @@ import yaml
 
 from u2pl.cli.main import app
 from u2pl.engine.seeding import seed_everything
-from u2pl.ranks.stopping import StopRequest
 from u2pl.errors import UserError
 from u2pl.experiments import load_suite
 from u2pl.files import sha256
 from u2pl.models import build_network
+from u2pl.ranks.stopping import StopRequest
 
 SUPONLY, U2PL = (f"pascal_classic-4-{method}-seed0" for method in ("suponly", "u2pl"))
 Files = dict[Path, bytes]

@@ -1,31 +1,64 @@
-"""Imports go one way."""
+"""Imports go one way, and in no circle."""
 
 import ast
+import subprocess
+import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 ROOT = Path(__file__).parents[1] / "u2pl"
-GROUND = {"addresses", "errors", "files", "folders"}
 LAYERS = [
-    GROUND,
+    {"addresses", "errors"},
+    {"files", "folders"},
     {"experiments"},
-    {"data"},
+    {"ranks", "data"},
     {"components", "models"},
     {"methods"},
-    {"report", "engine"},
+    {"engine", "report"},
+    {"cli"},
+    {"__main__"},
 ]
 LEVEL = {name: level for level, names in enumerate(LAYERS) for name in names}
+PATHS = sorted(path for path in ROOT.rglob("*.py") if path != ROOT / "__init__.py")
 
 
-@pytest.mark.parametrize("path", sorted(ROOT.glob("*/**/*.py")), ids=lambda path: str(path.relative_to(ROOT)))
-def test_imports_go_down(path):
-    own = path.relative_to(ROOT).parts[0]
-    for node in ast.walk(ast.parse(path.read_text())):
-        names = [node.module or ""] if isinstance(node, ast.ImportFrom) else []
+def module(path: Path) -> str:
+    return ".".join(["u2pl", *path.relative_to(ROOT).with_suffix("").parts]).removesuffix(".__init__")
+
+
+def imported(path: Path, top: bool = False) -> Iterator[str]:
+    """The suite's modules that a file imports; `top`: as soon as it is imported itself."""
+    tree = ast.parse(path.read_text())
+    known = {module(other) for other in PATHS}
+    for node in tree.body if top else ast.walk(tree):
         if isinstance(node, ast.Import):
-            names = [alias.name for alias in node.names]
-        for name in names:
-            parts = name.split(".")
-            if parts[0] == "u2pl" and len(parts) > 1:
-                assert parts[1] == own or LEVEL[parts[1]] < LEVEL[own], f"{own} imports {name}"
+            yield from (alias.name for alias in node.names if alias.name.startswith("u2pl."))
+        elif isinstance(node, ast.ImportFrom) and (node.module or "").startswith("u2pl"):
+            for alias in node.names:
+                name = f"{node.module}.{alias.name}"
+                yield name if name in known else str(node.module)
+
+
+@pytest.mark.parametrize("path", PATHS, ids=lambda path: str(path.relative_to(ROOT)))
+def test_imports_go_down(path: Path) -> None:
+    own = module(path).split(".")[1]
+    for name in imported(path):
+        other = name.split(".")[1]
+        assert other == own or LEVEL[other] < LEVEL[own], f"{own} imports {name}"
+
+
+def test_no_module_imports_itself_by_a_detour() -> None:
+    graph = {module(path): set(imported(path, top=True)) - {module(path)} for path in PATHS}
+    while graph:
+        leaves = {name for name, needed in graph.items() if not needed & graph.keys()}
+        assert leaves, f"a circle among {sorted(graph)}"
+        graph = {name: needed for name, needed in graph.items() if name not in leaves}
+
+
+def test_planning_imports_no_torch() -> None:
+    heavy = "{'torch', 'torchvision', 'pandas', 'matplotlib'}"
+    code = f"import sys, u2pl.cli.main, u2pl.experiments.specs; print(*sorted({heavy} & sys.modules.keys()))"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.split() == []

@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from u2pl.data.splits.audit import audit_splits, tables, write_csv
 from u2pl.data.lists import write_ids
+from u2pl.data.splits.audit import audit_splits, tables, write_csv
 from u2pl.data.splits.draw import draw, write
 from u2pl.errors import UserError
 from u2pl.experiments import load_suite

@@ -12,11 +12,11 @@ import pytest
 import yaml
 from made import PREPARED
 
-from u2pl.data.sources.fetch import fetch
 from u2pl.data.lists import write_ids
-from u2pl.data.synthetic.lists import mirror
-from u2pl.data.splits.published import archive, install, parse
+from u2pl.data.sources.fetch import fetch
 from u2pl.data.splits.draw import check
+from u2pl.data.splits.published import archive, install, parse
+from u2pl.data.synthetic.lists import mirror
 from u2pl.errors import UserError
 from u2pl.experiments import load_suite, published_list
 from u2pl.experiments.schema import ListHashes, Protocol, PublishedList, PublishedSource

@@ -9,8 +9,8 @@ import pytest
 import scipy.io
 from PIL import Image
 
-from u2pl.data.synthetic.scenes import cluttered_scene, pascal_scene
 from u2pl.data.synthetic.archives import synthesize
+from u2pl.data.synthetic.scenes import cluttered_scene, pascal_scene
 
 SIZE = (64, 96)
 

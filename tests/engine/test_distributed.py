@@ -15,18 +15,18 @@ from torch.distributed.elastic.multiprocessing import SignalException
 
 from tests.small import Network, averages, settings_for
 from u2pl.components import contrast, supervised
-from u2pl.ranks.collectives import fetch, gather, largest, locate, rank, share, total, world_size
 from u2pl.components.mixing import cutmix
 from u2pl.components.ohem import ohem_loss
 from u2pl.data.batches import TrainBatches
-from u2pl.ranks import launch as launching
-from u2pl.ranks.layers import SharedDropout2d, SyncBatchNorm2d, data_parallel, is_rank, joined, span_ranks
 from u2pl.engine.evaluate import evaluate
-from u2pl.ranks.launch import run_rank
 from u2pl.errors import UserError
 from u2pl.experiments.schema import RunSpec
 from u2pl.methods import Progress, Setup, build_method
 from u2pl.models import build_network
+from u2pl.ranks import launch as launching
+from u2pl.ranks.collectives import all_gather, all_reduce_max, all_reduce_sum, fetch, locate, rank, share, world_size
+from u2pl.ranks.launch import run_rank
+from u2pl.ranks.layers import SharedDropout2d, SyncBatchNorm2d, data_parallel, is_rank, process_group, span_ranks
 
 Fork = Callable[[int, Callable[[], None]], list[int | None]]
 OnRanks = Callable[[int, Callable[[], Any]], list[Any]]
@@ -65,7 +65,7 @@ def on_ranks(fork: Fork, tmp_path_factory: pytest.TempPathFactory) -> OnRanks:
         folder = tmp_path_factory.mktemp("ranks")
 
         def enter() -> None:
-            with joined(CPU):
+            with process_group(CPU):
                 assert world_size() == world
                 torch.save(work(), folder / f"{rank()}.pt")
 
@@ -168,7 +168,7 @@ def test_synchronised_batch_norm_is_batch_norm_of_the_concatenated_batch(on_rank
         own = part(images).clone().requires_grad_()
         values = norm(own)
         # Every rank calls backward on the sum over all, as every rank does on the loss.
-        total((values * part(weights)).square().sum()).backward()
+        all_reduce_sum((values * part(weights)).square().sum()).backward()
         gradients = {"weight": norm.weight.grad, "bias": norm.bias.grad, "input": own.grad}
         evaluated = norm.eval()(part(images)).detach()
         return {"values": values.detach(), **gradients, "evaluated": evaluated, **norm.state_dict()}
@@ -193,14 +193,14 @@ def test_collectives_keep_the_order_of_one_process(on_ranks: OnRanks) -> None:
         owner, place = locate(torch.arange(12), len(own))
         uneven = fetch(own, asked[:3])  # one row of the first rank, two of the last
         return {
-            "one": gather(share(rows)),
-            "both": gather(own, 2),
-            "bool": gather(own > 0, 2),
+            "one": all_gather(share(rows)),
+            "both": all_gather(own, 2),
+            "bool": all_gather(own > 0, 2),
             "fetched": fetch(own, asked),
             "uneven": uneven,
             "none": fetch(own, asked[:0]),
             "located": torch.where(owner == rank(), own[place, 0], 0.0),
-            "largest": torch.tensor(largest(rank())),
+            "largest": torch.tensor(all_reduce_max(rank())),
         }
 
     results = on_ranks(3, work)
@@ -226,7 +226,7 @@ def test_dropout_draws_what_one_process_draws(on_ranks: OnRanks) -> None:
         torch.manual_seed(0)
         layer = SharedDropout2d(0.3, 2)
         own = torch.cat([share(streams[0]), share(streams[1])])
-        return torch.stack([gather(layer(own), 2), gather(layer(own), 2)])
+        return torch.stack([all_gather(layer(own), 2), all_gather(layer(own), 2)])
 
     torch.manual_seed(0)
     plain, whole = nn.Dropout2d(0.3), streams.flatten(0, 1)
@@ -273,7 +273,7 @@ def test_more_ranks_than_gpus_are_refused(monkeypatch: pytest.MonkeyPatch) -> No
     for name, value in {"RANK": "1", "LOCAL_RANK": "1", "WORLD_SIZE": "2"}.items():
         monkeypatch.setenv(name, value)
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
-    with pytest.raises(UserError, match="found 1 GPUs, expected 2"), joined(torch.device("cuda")):
+    with pytest.raises(UserError, match="found 1 GPUs, expected 2"), process_group(torch.device("cuda")):
         pass
 
 
@@ -281,7 +281,7 @@ def test_more_ranks_than_gpus_are_refused(monkeypatch: pytest.MonkeyPatch) -> No
 def test_a_variable_that_another_launcher_left_makes_no_rank(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv(name, "3")
     assert not is_rank()
-    with joined(CPU):
+    with process_group(CPU):
         assert world_size() == 1
 
 
@@ -304,7 +304,7 @@ def test_variables_that_torchrun_would_not_set_are_refused(
     usual = {"RANK": "1", "LOCAL_RANK": "1", "WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "2999"}
     for variable, number in (usual | {name: value}).items():
         monkeypatch.setenv(variable, number)
-    with pytest.raises(UserError, match=f"^{name}: found .*, expected .*{expected}"), joined(CPU):
+    with pytest.raises(UserError, match=f"^{name}: found .*, expected .*{expected}"), process_group(CPU):
         pass
 
 
@@ -361,7 +361,7 @@ def test_global_samples_are_drawn_from_the_anchors_of_all_ranks(on_ranks: OnRank
 
     def work() -> Tensor:
         own = torch.cat([share(anchors[:2]), share(anchors[2:])])
-        everywhere = gather(own, 2).transpose(0, 1).flatten(1)
+        everywhere = all_gather(own, 2).transpose(0, 1).flatten(1)
         return contrast.sample_pixels(everywhere, 9, torch.Generator().manual_seed(0))
 
     for found in on_ranks(2, work):

@@ -20,14 +20,14 @@ import numpy as np
 import pytest
 import torch
 
-from u2pl.ranks.collectives import rank
 from u2pl.data.batches import outlive_signals
 from u2pl.engine import checkpoints
 from u2pl.engine.checkpoints import StateFile
-from u2pl.ranks.stopping import RESUMABLE, Stopped
 from u2pl.engine.train import Trainer, train
 from u2pl.errors import UserError
 from u2pl.experiments.schema import RunSpec
+from u2pl.ranks.collectives import rank
+from u2pl.ranks.stopping import RESUMABLE, Stopped
 
 Spec = Callable[..., RunSpec]
 Start = Callable[..., list[int | None]]
@@ -374,14 +374,14 @@ def test_the_code_version_is_of_the_sources(tmp_path: Path, monkeypatch: pytest.
     package = tmp_path / "u2pl"
     shutil.copytree(Path(checkpoints.__file__).parents[1], package)
     monkeypatch.setattr(checkpoints, "__file__", str(package / "engine/checkpoints.py"))
-    versions = [checkpoints.maker(torch.device("cpu"))["code"]]
+    versions = [checkpoints.made_by(torch.device("cpu"))["code"]]
     for part in ("components", "data", "engine", "methods", "models"):
         with next((package / part).glob("[a-z]*.py")).open("a") as source:
             source.write("# changed\n")
-        versions.append(checkpoints.maker(torch.device("cpu"))["code"])
+        versions.append(checkpoints.made_by(torch.device("cpu"))["code"])
     assert len(set(versions)) == 6
     (package / "report/page.py").write_text("")
-    assert checkpoints.maker(torch.device("cpu"))["code"] == versions[-1]
+    assert checkpoints.made_by(torch.device("cpu"))["code"] == versions[-1]
 
 
 def test_signal_handlers_come_back(

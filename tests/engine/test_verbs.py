@@ -15,8 +15,8 @@ import pytest
 import torch
 import yaml
 
+from u2pl.cli import data as cli_data
 from u2pl.cli import main as cli
-from u2pl.cli.main import data as cli_data
 from u2pl.errors import UserError
 from u2pl.experiments import load_suite
 from u2pl.models import build_network

@@ -22,6 +22,7 @@ def test_shapes() -> None:
     assert {name: tuple(value.shape) for name, value in outputs.items()} == {
         "logits": (2, 5, 17, 25),
         "representation": (2, 12, 17, 25),
+        "features": (2, 32, 17, 25),
         "auxiliary": (2, 5, 9, 13),
     }
     assert "auxiliary" not in build_network(SMALL, 5)(torch.randn(2, 3, 33, 33))

@@ -112,8 +112,8 @@ def fetch_list(source: str, path: str, scale: Scale = "demo") -> None:
 @data.command()
 def split(protocol: str, labelled: int, source: Source = "drawn", scale: Scale = "demo") -> None:
     """Draw the labelled and unlabelled lists of a protocol, or take those that a source published."""
-    from u2pl.data.splits.published import install
     from u2pl.data.splits.draw import draw
+    from u2pl.data.splits.published import install
 
     suite = load_suite(scale)
     params = _protocol(suite, protocol)

@@ -51,8 +51,8 @@ def train(
     """
     from u2pl.data.sources.fetch import fetched_sha256
     from u2pl.data.splits.draw import check
-    from u2pl.ranks.layers import is_rank
     from u2pl.ranks.launch import launch, run_rank
+    from u2pl.ranks.layers import is_rank
 
     suite = load_suite(scale)
     spec = _find(suite, run)
@@ -131,12 +131,12 @@ def specs(scale: Scale = "demo") -> None:
 @app.command()
 def table(name: str, scale: Scale = "demo") -> None:
     """Write one table as CSV, Markdown and LaTeX, its own cells, and the differences between its rows."""
-    from u2pl.report.cells import only, write_cells, write_comparisons
+    from u2pl.report.cells import suite_of_table, write_cells, write_comparisons
     from u2pl.report.tables import write_table
 
     suite = load_suite(scale)
     shown = pick(suite.tables, name, f"table at scale {scale!r}")
-    results, part = results_of(scale), only(suite, name)
+    results, part = results_of(scale), suite_of_table(suite, name)
     with recorded(suite, "table", name):
         write_cells(part, results.folder, results.cells(name))
         write_comparisons(part, results.folder, results.comparisons(name))

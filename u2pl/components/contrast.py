@@ -7,9 +7,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from u2pl.ranks.collectives import STREAMS, gather, locate, rank, total
 from u2pl.components.memory_bank import MemoryBank
 from u2pl.components.precision import at_least_float32
+from u2pl.ranks.collectives import STREAMS, all_gather, all_reduce_sum, locate, rank
 
 
 def category_order(probs: Tensor) -> Tensor:
@@ -77,8 +77,8 @@ def positives(teacher: Tensor, anchors: Tensor) -> Tensor:
     the images of all ranks.
     """
     weights = anchors.flatten(2).to(teacher.dtype)
-    totals = total(torch.bmm(weights, teacher.flatten(2).transpose(1, 2)).sum(0))
-    return totals / total(weights.sum(dim=(0, 2))).clamp(min=1)[:, None]
+    totals = all_reduce_sum(torch.bmm(weights, teacher.flatten(2).transpose(1, 2)).sum(0))
+    return totals / all_reduce_sum(weights.sum(dim=(0, 2))).clamp(min=1)[:, None]
 
 
 def sample_pixels(qualified: Tensor, n: int, generator: torch.Generator) -> Tensor:
@@ -205,9 +205,9 @@ def contrastive_loss(
     """
     with torch.autocast(student.device.type, enabled=False):  # cosines of half-precision vectors lose the ranking
         teacher = at_least_float32(teacher.detach())
-        qualified = gather(negatives, STREAMS).transpose(0, 1).flatten(1)
+        qualified = all_gather(negatives, STREAMS).transpose(0, 1).flatten(1)
         bank.push(teacher.permute(0, 2, 3, 1).flatten(0, 2), qualified)
-        samples = sample(gather(anchors, STREAMS), bank, banks, n_anchors, n_negatives, generator)
+        samples = sample(all_gather(anchors, STREAMS), bank, banks, n_anchors, n_negatives, generator)
         positive = positives(teacher, anchors if centred is None else centred)
         losses = class_losses(student, positive, bank.keys, samples, tau)
-        return total(losses.sum()) / (len(losses) if n_classes is None else n_classes.clamp(min=1))
+        return all_reduce_sum(losses.sum()) / (len(losses) if n_classes is None else n_classes.clamp(min=1))

@@ -5,7 +5,7 @@ import math
 import torch
 from torch import Tensor
 
-from u2pl.ranks.collectives import gather, rank, share, world_size
+from u2pl.ranks.collectives import all_gather, rank, share, world_size
 
 # Images that mix with each other: the share of a GPU in the released code, here whatever the number of GPUs.
 GROUP = 4
@@ -84,7 +84,7 @@ def cutmix(values: Tensor, boxes: Tensor) -> Tensor:
     inside = boxes if values.ndim == 3 else boxes[:, None]
     first = rank() * len(values)
     own = partners(len(values) * world_size())[first : first + len(values)]
-    everywhere = gather(values) if len(values) % GROUP else values
+    everywhere = all_gather(values) if len(values) % GROUP else values
     offset = first if everywhere is values else 0
     # Rows one by one: an index tensor would have to travel to the device.
     return torch.where(inside, torch.stack([everywhere[i - offset] for i in own]), values)

@@ -4,7 +4,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from u2pl.ranks.collectives import gather, total
+from u2pl.ranks.collectives import all_gather, all_reduce_sum
 
 THRESHOLD = 0.7
 MIN_KEPT = 100_000
@@ -27,7 +27,7 @@ def ohem_loss(
     losses = F.cross_entropy(rows, truth, ignore_index=ignore, reduction="none")
     # ignored pixels last, behind a probability of 1; counting the others would wait for the device
     probs = torch.where(truth != ignore, losses.detach().neg().exp(), 2.0)
-    everywhere = gather(probs)
+    everywhere = all_gather(probs)
     hardest = everywhere.kthvalue(min(min_kept, len(everywhere))).values
     kept = (truth != ignore) & (probs <= hardest.clamp(min=threshold))
-    return total(torch.where(kept, losses, 0.0).sum()) / total(kept.sum()).clamp(min=1)
+    return all_reduce_sum(torch.where(kept, losses, 0.0).sum()) / all_reduce_sum(kept.sum()).clamp(min=1)

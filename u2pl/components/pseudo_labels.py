@@ -6,7 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from u2pl.ranks.collectives import total, world_size
+from u2pl.ranks.collectives import all_reduce_sum, world_size
 
 
 def entropy(probs: Tensor) -> Tensor:
@@ -67,7 +67,7 @@ def supervised_loss(logits: Tensor, labels: Tensor, ignore: int) -> Tensor:
     # and one row a pixel: on CUDA the loss over (B, C, H, W) has no deterministic kernel
     rows = logits.movedim(1, -1).flatten(0, -2)
     losses = F.cross_entropy(rows, labels.flatten(), ignore_index=ignore, reduction="sum")
-    return total(losses) / total((labels != ignore).sum()).clamp(min=1)
+    return all_reduce_sum(losses) / all_reduce_sum((labels != ignore).sum()).clamp(min=1)
 
 
 def unsupervised_weight(labels: Tensor, eta: float, ignore: int) -> Tensor:
@@ -75,7 +75,7 @@ def unsupervised_weight(labels: Tensor, eta: float, ignore: int) -> Tensor:
 
     `labels` are one rank's, and the images those of all ranks.
     """
-    reliable = total((labels != ignore).sum())
+    reliable = all_reduce_sum((labels != ignore).sum())
     return torch.where(reliable > 0, eta * world_size() * labels.numel() / reliable.clamp(min=1), 0.0)
 
 

@@ -8,10 +8,10 @@ import torch
 from torch import Tensor, nn
 
 from u2pl.components import contrast
-from u2pl.ranks.collectives import total
 from u2pl.components.contrast_released import negatives_of_own_class, positional_banks
 from u2pl.components.memory_bank import MemoryBank
 from u2pl.components.resize import nearest
+from u2pl.ranks.collectives import all_reduce_sum
 
 if TYPE_CHECKING:
     from u2pl.experiments.settings import Contrast
@@ -73,7 +73,7 @@ class UnreliableContrast(nn.Module):
             negatives = negatives_of_own_class(negatives, own)
         if not settings.bank:
             self.bank.clear()
-        present = total(low_entropy.any(dim=(0, 2, 3)).int()) > 0
+        present = all_reduce_sum(low_entropy.any(dim=(0, 2, 3)).int()) > 0
         return contrast.contrastive_loss(
             student,
             view.representation,

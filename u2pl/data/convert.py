@@ -12,10 +12,10 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from u2pl.data.sources.unpack import open_archive
 from u2pl.data.images import UInt8, check_labels, check_size, decode, decode_mask, encode_mask
 from u2pl.data.layouts import SUFFIX
 from u2pl.data.mat import read_segmentation
+from u2pl.data.sources.unpack import open_archive
 from u2pl.errors import UserError
 from u2pl.experiments.schema import Dataset
 from u2pl.files import atomic_path

@@ -8,8 +8,8 @@ import re
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from u2pl.data.sources.unpack import ArchiveReader, open_archive
 from u2pl.data.lists import ID, parse_ids, sort_ids
+from u2pl.data.sources.unpack import ArchiveReader, open_archive
 from u2pl.errors import UserError
 
 SUFFIX = {"pascal": ".jpg", "cityscapes": ".png"}  # of the images

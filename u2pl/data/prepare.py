@@ -21,10 +21,10 @@ from pathlib import Path
 from typing import Any
 
 from u2pl.data.convert import convert
-from u2pl.data.sources.fetch import fetched_sha256
 from u2pl.data.layouts import ARCHIVES, SUFFIX, Plan, plan_members
 from u2pl.data.lists import list_bytes, sort_ids
 from u2pl.data.progress import progress
+from u2pl.data.sources.fetch import fetched_sha256
 from u2pl.errors import UserError
 from u2pl.experiments.params import validate
 from u2pl.experiments.records import PreparedManifest, plain, read, write

@@ -10,12 +10,12 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
-from u2pl.ranks.collectives import rank, world_size
 from u2pl.errors import UserError
 from u2pl.experiments.records import RunRecord, read
 from u2pl.files import atomic_path, sha256
 from u2pl.folders import MANIFEST, Run
 from u2pl.models.weights import difference, read_dict
+from u2pl.ranks.collectives import rank, world_size
 
 if TYPE_CHECKING:
     from u2pl.experiments.schema import RunSpec
@@ -116,7 +116,7 @@ def state_key(spec: "RunSpec", split: Path, prepared: Path, weights: Path | None
     return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
 
 
-def maker(device: torch.device) -> dict[str, str]:
+def made_by(device: torch.device) -> dict[str, str]:
     """What a training is done by; a state goes on to the same bits under an equal one only."""
     folder = Path(__file__).parents[1]
     sources = [path for part in NUMERICS for path in sorted((folder / part).rglob("*.py"))]
@@ -136,7 +136,7 @@ def manifest_hash(folder: Path) -> str:
 class StateFile:
     """The state of an interrupted training, `folder`/state.pt, which one process of all ranks writes.
 
-    key: see `state_key`; made_by: see `maker`; minutes: between two writings.
+    key: see `state_key`; made_by: see the function of that name; minutes: between two writings.
     """
 
     def __init__(self, folder: Path, key: str, made_by: dict[str, str], minutes: float) -> None:

@@ -12,7 +12,6 @@ from torch.nn import functional
 from torch.utils.data import DataLoader
 from torch.utils.data import Dataset as TorchDataset
 
-from u2pl.ranks.collectives import rank, total, world_size
 from u2pl.data.augment import centre_crop, normalise
 from u2pl.data.batches import SegmentationFolder, outlive_signals
 from u2pl.data.lists import read_ids
@@ -25,6 +24,7 @@ from u2pl.folders import Run, Split
 from u2pl.methods import method_class
 from u2pl.models import DeepLab, build_network
 from u2pl.models.deeplab import upsample
+from u2pl.ranks.collectives import all_reduce_sum, rank, world_size
 
 if TYPE_CHECKING:
     from u2pl.experiments.schema import Dataset, RunSpec
@@ -178,7 +178,7 @@ def evaluate(
             between()
     finally:
         network.train(training)
-    return total(confusion)
+    return all_reduce_sum(confusion)
 
 
 def validation_ids(split: Path) -> list[str]:

@@ -5,7 +5,6 @@ from typing import Any
 
 from dvclive import Live
 
-from u2pl.ranks.collectives import world_size
 from u2pl.engine import checkpoints
 from u2pl.engine.origin import peak_memory_mb
 from u2pl.engine.trainer import Trainer
@@ -14,6 +13,7 @@ from u2pl.experiments.params import validate
 from u2pl.experiments.records import RunRecord, write, write_history
 from u2pl.files import sha256
 from u2pl.folders import Run
+from u2pl.ranks.collectives import world_size
 
 
 def write_run(out: Path, trainer: Trainer, start: dict[str, Any]) -> None:

@@ -5,16 +5,16 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from u2pl.ranks.collectives import largest, rank, world_size
 from u2pl.engine import checkpoints
-from u2pl.ranks.layers import joined, wait_for_files
 from u2pl.engine.evaluate import evaluate_run
 from u2pl.engine.origin import record
 from u2pl.engine.run_folder import write_run
 from u2pl.engine.run_lock import lock_path, locked_run
 from u2pl.engine.seeding import choose_device, deterministic
-from u2pl.ranks.stopping import Stopped, StopRequest
 from u2pl.engine.trainer import Trainer
+from u2pl.ranks.collectives import all_reduce_max, rank, world_size
+from u2pl.ranks.layers import process_group, wait_for_files
+from u2pl.ranks.stopping import Stopped, StopRequest
 
 if TYPE_CHECKING:
     from u2pl.experiments.schema import RunSpec
@@ -45,7 +45,7 @@ def train(
     SIGUSR1 or SIGHUP.
     """
     recipe = spec.recipe
-    with StopRequest() as stop, joined(choose_device(device, recipe.gpus)) as target, ExitStack() as stack:
+    with StopRequest() as stop, process_group(choose_device(device, recipe.gpus)) as target, ExitStack() as stack:
         check: Callable[[], None] = lambda: None  # noqa: E731
         if rank() == 0:
             check = stack.enter_context(locked_run(lock_path(state), between=stop.check)).check
@@ -55,7 +55,7 @@ def train(
             # Now: files may change during a long training.
             start = record(spec, split, prepared, weights, target) if rank() == 0 else {}
             key = checkpoints.state_key(spec, split, prepared, weights)
-            kept = checkpoints.StateFile(state, key, checkpoints.maker(target), recipe.save_every_minutes)
+            kept = checkpoints.StateFile(state, key, checkpoints.made_by(target), recipe.save_every_minutes)
             if restart:
                 kept.remove()
             elif (saved := kept.load()) is not None:
@@ -85,7 +85,7 @@ def run_to_the_end(trainer: Trainer, kept: checkpoints.StateFile, stop: StopRequ
     def after_step() -> None:
         go_on, write, end = 0, 1, 2
         wish = end if stop.pending() else write if rank() == 0 and kept.due() else go_on
-        agreed = largest(wish)  # ranks hear of a signal at different steps
+        agreed = all_reduce_max(wish)  # ranks hear of a signal at different steps
         if agreed != go_on:
             trainer.check_finite()
             save()

@@ -10,12 +10,10 @@ import torch
 from rich.progress import track
 from torch import Tensor
 
-from u2pl.ranks.collectives import rank, world_size
 from u2pl.data.augment import normalise
 from u2pl.data.batches import TrainBatches
 from u2pl.data.lists import read_ids
 from u2pl.engine import checkpoints
-from u2pl.ranks.layers import data_parallel, span_ranks
 from u2pl.engine.evaluate import evaluate, mean_iou, network_of, pad_label, validation_ids
 from u2pl.engine.optimisers import assert_all_optimised, poly, set_rates
 from u2pl.engine.seeding import random_state, restore_random_state, seed_everything
@@ -24,6 +22,8 @@ from u2pl.experiments.schedule import validates
 from u2pl.folders import Split
 from u2pl.methods import Progress, Setup, build_method
 from u2pl.models import DeepLab, load_encoder_weights
+from u2pl.ranks.collectives import rank, world_size
+from u2pl.ranks.layers import data_parallel, span_ranks
 
 if TYPE_CHECKING:
     from u2pl.experiments.schema import RunSpec

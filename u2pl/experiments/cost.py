@@ -58,10 +58,10 @@ def seconds(suite: Suite, spec: RunSpec, rate: Rate) -> float:
 def minutes(suite: Suite, spec: RunSpec, attempt: int = 1) -> int:
     """The time limit of a run's job. From the estimate, not from what was measured: it never moves by itself."""
     needed = MARGIN * seconds(suite, spec, estimated(spec)) / 60
-    return grown(attempt) * (START_MINUTES + math.ceil(needed))
+    return growth(attempt) * (START_MINUTES + math.ceil(needed))
 
 
-def grown(attempt: int) -> int:
+def growth(attempt: int) -> int:
     """Factor on memory and minutes: a run goes on from its state, so later attempts need not grow without end."""
     return min(attempt, 3)
 

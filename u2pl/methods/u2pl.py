@@ -3,7 +3,6 @@
 import torch
 from torch import Tensor, nn
 
-from u2pl.ranks.collectives import gather, total
 from u2pl.components.mixing import boxes_for, cutmix
 from u2pl.components.outputs import halves, summed
 from u2pl.components.precision import at_least_float32
@@ -22,6 +21,7 @@ from u2pl.components.teacher import Teacher
 from u2pl.components.unreliable_contrast import UnreliableContrast, View, channels_of
 from u2pl.experiments import settings as s
 from u2pl.methods.method import Batch, Losses, Method, Setup
+from u2pl.ranks.collectives import all_gather, all_reduce_sum
 
 
 class U2PL(Method):
@@ -61,7 +61,7 @@ class U2PL(Method):
 
         # gamma_t parts reliable from unreliable pixels of the global batch (Eq. 6 and 7).
         alpha = alpha_t(settings.alpha_0, progress.epoch, progress.epochs, dynamic=settings.dpa)
-        everywhere = gather(view.entropies)
+        everywhere = all_gather(view.entropies)
         gamma = entropy_threshold(everywhere, alpha)
         reliable = drop_unreliable(view.labels, view.entropies, gamma, self.ignore)
 
@@ -71,7 +71,7 @@ class U2PL(Method):
             unsupervised=unsupervised_loss(upsample(unlabelled["logits"], size), reliable, settings.eta, self.ignore),
         )
         losses["threshold"] = gamma
-        losses["reliable"] = total((reliable != self.ignore).sum()) / everywhere.numel()
+        losses["reliable"] = all_reduce_sum((reliable != self.ignore).sum()) / everywhere.numel()
 
         # lambda_c L_c: the unreliable pixels are negatives of the classes they are not of (Eq. 4 and 9 to 16).
         if settings.contrastive_weight > 0:

@@ -12,7 +12,7 @@ from torch import Tensor
 
 STREAMS = 2  # labelled and unlabelled images
 # torch 2.14 gave it another name.
-_all_gather = dist.all_gather_single if hasattr(dist, "all_gather_single") else dist.all_gather_into_tensor
+_gather_into = dist.all_gather_single if hasattr(dist, "all_gather_single") else dist.all_gather_into_tensor
 
 
 def world_size() -> int:
@@ -34,10 +34,10 @@ class _Total(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> Tensor:
-        return total(grads[0])
+        return all_reduce_sum(grads[0])
 
 
-def total(value: Tensor) -> Tensor:
+def all_reduce_sum(value: Tensor) -> Tensor:
     """The sum over the ranks, of any shape and number type; differentiable.
 
     Every rank calls `backward` on the same loss, so a gradient arrives `world_size()` times as large as that of one
@@ -49,7 +49,7 @@ def total(value: Tensor) -> Tensor:
     return summed
 
 
-def largest(value: int) -> int:
+def all_reduce_max(value: int) -> int:
     """The largest of the ranks' numbers. On the CPU: it waits for the ranks, not for their devices."""
     if world_size() == 1:
         return value
@@ -58,7 +58,7 @@ def largest(value: int) -> int:
     return int(shared)
 
 
-def gather(values: Tensor, streams: int = 1) -> Tensor:
+def all_gather(values: Tensor, streams: int = 1) -> Tensor:
     """What all ranks hold, (n, ...) -> (n * world size, ...), without gradients.
 
     With `streams` 2 the values are of labelled images, then of as many unlabelled ones.
@@ -69,7 +69,7 @@ def gather(values: Tensor, streams: int = 1) -> Tensor:
     own = values.detach().contiguous()
     sent = own.view(torch.uint8) if own.dtype == torch.bool else own
     gathered = sent.new_empty(world * len(sent), *sent.shape[1:])
-    _all_gather(gathered, sent)
+    _gather_into(gathered, sent)
     ordered = gathered.view(own.dtype).unflatten(0, (world, streams, -1)).transpose(0, 1)
     return ordered.flatten(0, 2)
 
@@ -108,4 +108,4 @@ def fetch(rows: Tensor, index: Tensor) -> Tensor:
     sent = rows.new_zeros(int(counts.max()), rows.shape[1])
     sent[: int(counts[rank()])] = rows.detach()[own]
     position = asked.cumsum(1) - 1
-    return gather(sent).view(world_size(), *sent.shape)[owner, position[owner, place]]
+    return all_gather(sent).view(world_size(), *sent.shape)[owner, position[owner, place]]

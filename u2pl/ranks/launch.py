@@ -12,8 +12,8 @@ from torch.distributed import run as torchrun
 from torch.distributed.elastic.multiprocessing import SignalException
 from torch.distributed.elastic.multiprocessing.errors import ChildFailedError, ProcessFailure, record
 
-from u2pl.ranks.stopping import RESUMABLE, SIGNALS, heeded
 from u2pl.errors import UserError
+from u2pl.ranks.stopping import RESUMABLE, SIGNALS, heeded
 
 USER_ERROR = 2
 SHUTDOWN_S = 40  # between the signal to stop and SIGKILL: for a step and for writing a state

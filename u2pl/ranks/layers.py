@@ -12,8 +12,8 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
-from u2pl.ranks.collectives import rank, total, world_size
 from u2pl.errors import UserError
+from u2pl.ranks.collectives import all_reduce_sum, rank, world_size
 
 # Of any exchange between ranks. With the time torchrun takes to end the others, a job outlives a lost rank by less than
 # two minutes.
@@ -36,7 +36,7 @@ def _variable(name: str, lowest: int, highest: int = 10**6) -> int:
 
 
 @contextmanager
-def joined(device: torch.device) -> Iterator[torch.device]:
+def process_group(device: torch.device) -> Iterator[torch.device]:
     """Inside, a process that torchrun started is one of WORLD_SIZE ranks; yields the device it uses.
 
     A process on its own keeps its device and joins nothing. Raises UserError where a rank has no GPU for itself, and
@@ -77,9 +77,9 @@ class SyncBatchNorm2d(nn.BatchNorm2d):
         if not self.training:
             return super().forward(input)
         count = world_size() * input.numel() // input.shape[1]  # every rank has as many images
-        mean = total(input.sum((0, 2, 3))) / count
+        mean = all_reduce_sum(input.sum((0, 2, 3))) / count
         centred = input - mean[:, None, None]
-        variance = total(centred.square().sum((0, 2, 3))) / count
+        variance = all_reduce_sum(centred.square().sum((0, 2, 3))) / count
         with torch.no_grad():
             for running, new in ((self.running_mean, mean), (self.running_var, variance * count / (count - 1))):
                 assert running is not None and self.momentum is not None

@@ -61,7 +61,7 @@ COMPARISON_COLUMNS = [
 Miou = dict[tuple[str, str], float]  # by run and checkpoint
 
 
-def only(suite: Suite, table: str) -> Suite:
+def suite_of_table(suite: Suite, table: str) -> Suite:
     """The suite with the cells of one table, which can then be made without the runs of the others."""
     return suite.model_copy(update={"cells": [cell for cell in suite.cells if cell.table == table]})
 

@@ -22,19 +22,19 @@ from rich.progress import track
 from rich.table import Table
 from rich.text import Text
 
-from u2pl.data.splits import draw as splits
 from u2pl.data.sources.fetch import manifest_of
+from u2pl.data.splits import draw as splits
 from u2pl.errors import UserError
 from u2pl.experiments.params import validate
 from u2pl.experiments.records import FetchedManifest, PreparedManifest, RunRecord, SplitManifest, plain, read
 from u2pl.experiments.schema import Archive, Recipe, RunSpec, Suite
 from u2pl.files import sha256
 from u2pl.folders import Data, Prepared, Results, Run
-from u2pl.report.cells import only, write_cells, write_comparisons
+from u2pl.report.cells import suite_of_table, write_cells, write_comparisons
 from u2pl.report.figures import METADATA, draw_numbers
 from u2pl.report.page import write_page
-from u2pl.report.show import flat
 from u2pl.report.runs import check_scores, read_run
+from u2pl.report.show import flat
 from u2pl.report.tables import write_table
 
 KINDS = ("archives", "prepared", "splits", "runs", "tables", "figures")
@@ -308,7 +308,7 @@ def _tables(suite: Suite, results: Path, sound: Collection[str], again: Path) ->
     """Cells and tables against those made again from the evaluations, into the folder `again`, byte by byte."""
     there, made = Results(results), Results(again)
     for table in (None, *suite.tables):
-        part = suite if table is None else only(suite, table)
+        part = suite if table is None else suite_of_table(suite, table)
         pairs = [(folder.cells(table), folder.comparisons(table)) for folder in (there, made)]
         files = list(zip(*pairs, strict=True))
         if table is not None:
@@ -334,7 +334,7 @@ def _figures(suite: Suite, results: Path, sound: Collection[str], again: Path) -
     for name, params in suite.figures.items():
         stem = Results(Path()).figure(name)
         files = [stem.with_name(name + suffix) for suffix in METADATA]
-        if params.table is None or not _runs(only(suite, params.table)) <= set(sound):
+        if params.table is None or not _runs(suite_of_table(suite, params.table)) <= set(sound):
             yield from (_left_out("figures", results / file) for file in files)
             continue
         if any((results / file).exists() for file in files):

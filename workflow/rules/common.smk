@@ -1,7 +1,7 @@
 """What the rules share."""
 
 from u2pl.experiments import figure_cells
-from u2pl.experiments.cost import grown, minutes
+from u2pl.experiments.cost import growth, minutes
 
 # What the specification of a job is called with, by the names of the rule's wildcards.
 JOBS = {

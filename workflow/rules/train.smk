@@ -28,7 +28,7 @@ rule train:
     resources:
         gpu=lambda wildcards: run_of(wildcards).recipe.gpus,
         # More with each attempt; a profile's set-resources has the last word.
-        mem_mb=lambda wildcards, attempt: grown(attempt) * run_of(wildcards).recipe.mem_mb,
+        mem_mb=lambda wildcards, attempt: growth(attempt) * run_of(wildcards).recipe.mem_mb,
         runtime=lambda wildcards, attempt: minutes(suite, run_of(wildcards), attempt),
     params:
         scale=suite.scale,

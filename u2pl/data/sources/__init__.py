@@ -1,0 +1,1 @@
+"""From upstream servers to files: fetching, accounts, unpacking."""

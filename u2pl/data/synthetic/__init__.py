@@ -1,0 +1,1 @@
+"""Archives and lists in the upstream layouts, drawn instead of downloaded."""

@@ -1,8 +1,8 @@
 """Small archives in the upstream layouts, drawn instead of downloaded.
 
-`u2pl.data.synthetic.scenes` draws the images. Equal arguments give equal bytes: every image has its own generator, and archives
-carry no clock, user or machine. Each archive also holds a sample of what upstream's has beside the wanted files, so
-that no path is taken by real data alone.
+`scenes` draws the images. Equal arguments give equal bytes: every image has its own generator, and archives carry no
+clock, user or machine. Each archive also holds a sample of what upstream's has beside the wanted files, so that no path
+is taken by real data alone.
 """
 
 import gzip
