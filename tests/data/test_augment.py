@@ -76,6 +76,21 @@ def test_an_image_without_a_mask() -> None:
     assert torch.equal(alone, weak_augmentation(33)(*painted(40, 40, 2))[0])
 
 
+@pytest.mark.parametrize("pad_label", [0, 1, 255])
+def test_a_boolean_mask_shows_what_is_not_padding(pad_label: int) -> None:
+    """The image is of one colour that is not the padding's, so every pixel tells which it is."""
+    image, there = tv_tensors.Image(torch.full((3, 30, 44), 200, dtype=torch.uint8)), torch.ones(30, 44).bool()
+    areas = set()
+    for seed in range(12):
+        torch.manual_seed(seed)
+        transform = weak_augmentation(48, pad_label=pad_label)
+        out, mask, valid = transform(image, tv_tensors.Mask(there.byte()), tv_tensors.Mask(there))
+        assert valid.dtype == torch.bool and torch.equal(valid, (out == 200).all(0))
+        assert (out[:, ~valid] == PAD[:, None]).all() and (mask[~valid] == pad_label).all()
+        areas.add(int(valid.sum()))
+    assert min(areas) < 30 * 44 < max(areas) and len(areas) > 6
+
+
 @pytest.mark.parametrize(("height", "width"), [(40, 60), (20, 60), (20, 11), (32, 32), (33, 31)])
 def test_centre_crop_against_numpy(height: int, width: int) -> None:
     image, mask = painted(height, width, 7)

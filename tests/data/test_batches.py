@@ -1,7 +1,7 @@
 import shutil
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import numpy as np
 import pytest
@@ -12,7 +12,7 @@ from u2pl.data.batches import SegmentationFolder, TrainBatches
 from u2pl.data.lists import read_ids
 from u2pl.errors import UserError
 from u2pl.experiments.schema import Dataset, Estimate, Network, Recipe
-from u2pl.experiments.settings import SETTINGS
+from u2pl.experiments.settings import SETTINGS, MeanTeacher, Stream, Training
 
 torch.set_num_threads(1)
 Make = Callable[..., Dataset]
@@ -29,15 +29,27 @@ def batches(
     dataset: Dataset,
     labelled: int,
     unlabelled: int,
-    settings: dict[str, Any] | None = None,
+    settings: dict[str, Any] | Training | None = None,
     **changes: Any,
 ) -> TrainBatches:
     method, seed = changes.pop("method", "mean_teacher"), changes.pop("seed", 0)
+    ranks = {key: changes.pop(key) for key in ("rank", "ranks") if key in changes}
     ids = read_ids(prepared / "lists" / "train_aug.txt")
     return TrainBatches(
         prepared, ids[:labelled], ids[labelled : labelled + unlabelled], dataset, recipe(**changes),
-        SETTINGS[method](**(settings or {})), seed,
+        settings if isinstance(settings, Training) else SETTINGS[method](**(settings or {})), seed, **ranks,
     )  # fmt: skip
+
+
+def asking(*more: Stream, **changes: Any) -> Training:
+    """Settings of Mean Teacher that ask for more streams than it needs."""
+
+    class Asking(MeanTeacher):
+        @property
+        def streams(self) -> frozenset[Stream]:
+            return super().streams | frozenset(more)
+
+    return Asking(**changes)
 
 
 def equal(left: list[dict[str, torch.Tensor]], right: list[dict[str, torch.Tensor]]) -> bool:
@@ -93,8 +105,130 @@ def test_a_second_unlabelled_stream_is_another_pass_and_leaves_the_others_alone(
     assert equal(one, [{name: value for name, value in step.items() if name != "image_u2"} for step in two])
     assert all(step["image_u2"].shape == step["image_u"].shape for step in two)
     assert not any(torch.equal(step["image_u2"], step["image_u"]) for step in two)
-    order = [made._steps._index(made._steps.unlabelled, 0, 2, p) for p in range(6)]  # type: ignore[arg-type]
+    order = [made._steps._index(made._steps.unlabelled, 0, 2, p) for p in range(6)]
     assert sorted(order) == list(range(6)), "every image comes once here too"
+
+
+ADDED: dict[Stream, set[str]] = {
+    "unlabelled_2": {"image_u2"},
+    "labelled_2": {"image_l2", "mask_l2"},
+    "ids": {"index_u"},
+    "valid": {"valid_l", "valid_u"},
+    "raw": {"raw_u"},
+}
+
+
+@pytest.mark.parametrize("stream", ADDED)
+def test_a_stream_adds_its_entries_and_leaves_the_others_alone(
+    stream: Stream, pascal: Path, make_dataset: Make
+) -> None:
+    dataset = make_dataset("pascal")
+    plain, found = (list(batches(pascal, dataset, 3, 6, asking(*more)).epoch(1)) for more in ((), (stream,)))
+    base = {"image_l", "mask_l", "image_u"}
+    assert all(step.keys() == base for step in plain) and all(step.keys() == base | ADDED[stream] for step in found)
+    assert equal(plain, [{name: step[name] for name in base} for step in found])
+    assert all(type(value) is torch.Tensor for step in found for value in step.values())
+
+
+def test_every_stream_depends_on_seed_epoch_and_position_alone(pascal: Path, make_dataset: Make) -> None:
+    """Neither workers, nor earlier steps, nor the number of ranks change an entry; seed and epoch do."""
+    dataset, everything = make_dataset("pascal"), asking(*get_args(Stream))
+
+    def made(**changes: Any) -> TrainBatches:
+        return batches(pascal, dataset, 3, 6, everything, **changes)
+
+    whole = list(made().epoch(1))
+    assert len(whole) == 3 and whole[0].keys() == {
+        "image_l", "mask_l", "valid_l", "image_l2", "mask_l2", "valid_l2",
+        "image_u", "valid_u", "index_u", "raw_u", "image_u2", "valid_u2",
+    }  # fmt: skip
+    assert equal(list(made(workers=2).epoch(1)), whole)
+    assert equal(list(made().epoch(1, start=2)), whole[2:])
+    ranks = [list(made(rank=rank, ranks=2).epoch(1)) for rank in range(2)]
+    assert all(len(value) == 1 for steps in ranks for step in steps for value in step.values())
+    joined = [{name: torch.cat([a[name], b[name]]) for name in a} for a, b in zip(*ranks, strict=True)]
+    assert equal(joined, whole)
+    for other in (made(seed=1).epoch(1), made().epoch(0)):
+        for name in ("image_l2", "image_u2", "index_u"):
+            assert any(not torch.equal(a[name], b[name]) for a, b in zip(other, whole, strict=True)), name
+
+
+def test_a_second_labelled_stream_is_another_pass_over_images_with_their_masks(
+    pascal: Path, make_dataset: Make, tmp_path: Path
+) -> None:
+    """Every image is painted in a grey of its own and its mask in a class of its own, so a sample names its image."""
+    shutil.copytree(pascal, folder := tmp_path / "data")
+    ids = read_ids(folder / "lists" / "train_aug.txt")
+    for number, image_id in enumerate(ids[:4]):
+        Image.new("RGB", (64, 48), (20 * number,) * 3).save(folder / "images" / f"{image_id}.jpg", quality=100)
+        Image.fromarray(np.full((48, 64), number, np.uint8)).save(folder / "masks" / f"{image_id}.png")
+    made = batches(folder, make_dataset("pascal"), 4, 6, asking("labelled_2", "valid"), crop=17)
+    seen: dict[str, list[int]] = {"l": [], "l2": []}
+    for step in (step for epoch in range(4) for step in list(made.epoch(epoch))[:2]):
+        for end in seen:
+            image, mask, valid = (step[f"{name}_{end}"] for name in ("image", "mask", "valid"))
+            assert image.shape == (2, 3, 17, 17) and mask.shape == (2, 17, 17) and mask.dtype == torch.int64
+            assert valid.all(), "no image is smaller than the crop"
+            assert ((image.int() - 20 * mask[:, None]).abs() <= 2).all()
+            seen[end] += mask.flatten(1)[:, 0].tolist()
+    for order in seen.values():
+        assert all(sorted(order[i : i + 4]) == [0, 1, 2, 3] for i in range(0, 16, 4)), "one pass an epoch"
+    assert seen["l"] != seen["l2"]
+
+
+def test_ids_are_the_places_of_the_images_in_the_unlabelled_list(
+    pascal: Path, make_dataset: Make, tmp_path: Path
+) -> None:
+    shutil.copytree(pascal, folder := tmp_path / "data")
+    ids = read_ids(folder / "lists" / "train_aug.txt")
+    for number, image_id in enumerate(ids[3:10]):
+        Image.new("RGB", (64, 48), (30 * number,) * 3).save(folder / "images" / f"{image_id}.jpg", quality=100)
+    for labelled, unlabelled, paint in ((3, 7, 0), (10, 0, 3)):
+        made = batches(folder, make_dataset("pascal"), labelled, unlabelled, asking("ids"), crop=17)
+        found = [step for epoch in range(2) for step in made.epoch(epoch)]
+        assert all(step["index_u"].shape == (2,) and step["index_u"].dtype == torch.int64 for step in found)
+        indices, images = (torch.cat([step[name] for step in found]) for name in ("index_u", "image_u"))
+        painted = indices >= paint
+        expected = 30 * (indices[painted] - paint)
+        assert painted.sum() > 6 and ((images[painted].int() - expected.view(-1, 1, 1, 1)).abs() <= 2).all()
+
+
+def test_valid_is_false_on_padding_alone(pascal: Path, make_dataset: Make, tmp_path: Path) -> None:
+    """Labelled: where the label depends on how padding is labelled. Unlabelled: where white images are not white."""
+    dataset = make_dataset("pascal")
+    shutil.copytree(pascal, folder := tmp_path / "data")
+    for image_id in read_ids(folder / "lists" / "train_aug.txt")[3:7]:
+        Image.new("RGB", (64, 48), (255,) * 3).save(folder / "images" / f"{image_id}.jpg", quality=100)
+    for crop in (60, 400):
+        zero, ignored = (
+            list(batches(folder, dataset, 3, 4, asking("valid", crop_pad_label_train=label), crop=crop).epoch(0))
+            for label in ("zero", "ignore")
+        )
+        assert len(zero) == 2
+        for one, two in zip(zero, ignored, strict=True):
+            assert one["valid_l"].dtype == one["valid_u"].dtype == torch.bool
+            assert torch.equal(~one["valid_l"], one["mask_l"] != two["mask_l"])
+            assert torch.equal(one["valid_u"], (one["image_u"] > 200).all(1))
+            assert torch.equal(one["valid_l"], two["valid_l"]) and torch.equal(one["valid_u"], two["valid_u"])
+        assert any(0 < step["valid_u"].float().mean() < 1 for step in zero)
+
+
+def test_nothing_is_decoded_for_streams_beside_the_images(
+    pascal: Path, make_dataset: Make, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    read: list[int] = []
+    original = SegmentationFolder.image
+
+    def noted(self: SegmentationFolder, index: int) -> Any:
+        read.append(index)
+        return original(self, index)
+
+    monkeypatch.setattr(SegmentationFolder, "image", noted)
+    for more, count in (((), 4), (("ids", "valid", "raw"), 4), (("labelled_2",), 6)):
+        read.clear()
+        step = next(batches(pascal, make_dataset("pascal"), 3, 6, asking(*more)).epoch(0))  # type: ignore[arg-type]
+        assert len(read) == count
+    assert "raw_u" not in step
 
 
 def test_padded_pixels_train_as_class_0_or_not_at_all(pascal: Path, make_dataset: Make) -> None:
@@ -131,7 +265,7 @@ def test_deterministic_and_independent_of_workers_and_of_the_global_generator(pa
 def test_every_image_comes_once_before_any_comes_again(pascal: Path, make_dataset: Make) -> None:
     steps = batches(pascal, make_dataset("pascal"), 3, 7)._steps
     for epoch in range(3):
-        unlabelled = [steps._index(steps.unlabelled, epoch, 1, p) for p in range(7)]  # type: ignore[arg-type]
+        unlabelled = [steps._index(steps.unlabelled, epoch, 1, p) for p in range(7)]
         assert sorted(unlabelled) == list(range(7))
         labelled = [steps._index(steps.labelled, epoch, 0, p) for p in range(6)]
         assert sorted(labelled[:3]) == sorted(labelled[3:]) == [0, 1, 2]

@@ -4,7 +4,7 @@ import csv
 import json
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import pytest
 import torch
@@ -16,6 +16,7 @@ from u2pl.engine.optimisers import assert_all_optimised, poly
 from u2pl.engine.train import Trainer, train
 from u2pl.errors import UserError
 from u2pl.experiments.schema import RunSpec
+from u2pl.experiments.settings import Stream
 from u2pl.methods import METHODS, Setup, build_method
 from u2pl.models import build_network
 
@@ -89,6 +90,24 @@ def test_a_parameter_in_no_optimiser_stops_the_run(
     monkeypatch.setattr(METHODS["suponly"], "__init__", with_more)
     with pytest.raises(AssertionError, match="later.bias needs a gradient and is in no optimiser"):
         run(make_spec("suponly"))
+
+
+def test_raw_colours_are_the_images_before_normalisation(
+    make_spec: Spec, prepared: Path, split: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """All streams travel to the device, and only images become floats."""
+    spec = make_spec("mean_teacher")
+    monkeypatch.setattr(type(spec.settings), "streams", property(lambda self: frozenset(get_args(Stream))))
+    trainer = Trainer(spec, prepared, split, None, torch.device("cpu"))
+    batch = trainer._to_device(next(trainer.batches.epoch(0)))
+    floats = {name for name, value in batch.items() if value.is_floating_point()}
+    assert floats == {"image_l", "image_l2", "image_u", "image_u2"}
+    raw, shape = batch["raw_u"], (3, 1, 1)
+    assert raw.dtype == torch.uint8 and raw.float().std() > 20
+    mean, std = (torch.tensor(values).view(shape) for values in (spec.dataset.mean, spec.dataset.std))
+    torch.testing.assert_close(batch["image_u"] * std + mean, raw.float(), rtol=0, atol=1e-3)
+    trainer.run_epoch()
+    assert trainer.images == 4 * spec.recipe.batch * len(trainer.batches), "four draws, however much is beside them"
 
 
 @pytest.mark.parametrize("method", METHODS)

@@ -14,6 +14,7 @@ from u2pl.experiments import load_suite
 from u2pl.experiments.cost import minutes, state_mb
 from u2pl.experiments.plan import plan
 from u2pl.experiments.schedule import steps_of, validates, validations
+from u2pl.experiments.settings import SETTINGS
 from u2pl.files import read_json, write_json
 
 ROOT = Path(__file__).parents[2]
@@ -88,6 +89,18 @@ def test_done_is_not_to_do_and_its_rate_serves_its_shape_alone(root):
     assert hours(found)["a"] == 2 * SUPERVISED_S + 50
     assert hours(found)["in all"] == 2 * SUPERVISED_S + 50 + 2 * SEMI_SUPERVISED_S
     assert found.devices == ["cpu (x86_64)"]
+
+
+@pytest.mark.parametrize(
+    ("more", "seconds"), [({"ids", "valid", "raw"}, 50), ({"unlabelled_2"}, 60), ({"labelled_2", "raw"}, 60)]
+)
+def test_a_rate_counts_images_and_not_what_batches_carry_beside_them(root, monkeypatch, more, seconds):
+    """10 steps of 16 images at 4 images/s take 40 of the 50 s; with a second draw, of 24 images, they take 60 s."""
+    edit(root, seeds=[0, 1])
+    finish(root, U2PL)
+    original = SETTINGS["u2pl"].streams.fget
+    monkeypatch.setattr(SETTINGS["u2pl"], "streams", property(lambda self: original(self) | more))
+    assert hours(made(root))["a"] == 2 * SUPERVISED_S + seconds
 
 
 @pytest.mark.parametrize("other", [{"batch": 4}, {"device": "NVIDIA A100"}, {"world_size": 2}])

@@ -18,8 +18,8 @@ class WeakAugmentation(v2.Transform):
 
     The scale is, with probability 1/2 each, uniform in [scale_range[0], 1] or in [1, scale_range[1]] (the released
     code's). An image smaller than the crop is padded at the right and the bottom: the image with the mean colour (zero
-    after normalisation), the mask with `pad_label`. Random numbers are torch's global ones; seed them to repeat a draw.
-    Images are (3, H, W) uint8, masks (H, W) uint8; both come out as crop x crop.
+    after normalisation), the mask with `pad_label`, a boolean mask with False. Random numbers are torch's global ones;
+    seed them to repeat a draw. Images are (3, H, W) uint8, masks (H, W) uint8 or bool; all come out as crop x crop.
     """
 
     def __init__(
@@ -54,13 +54,14 @@ class WeakAugmentation(v2.Transform):
             out = F.resize(out, params["size"], interpolation=mode, antialias=not is_mask)
         if params["flip"]:
             out = F.horizontal_flip(out)
-        return _fit(out, self.crop, 0, 0, self.pad_label if is_mask else self.mean)
+        label = 0 if inpt.dtype == torch.bool else self.pad_label
+        return _fit(out, self.crop, 0, 0, label if is_mask else self.mean)
 
 
 def weak_augmentation(
     crop: int, scale_range: tuple[float, float] = (0.5, 2.0), pad_label: int = 255, mean: Sequence[float] = MEAN
 ) -> v2.Transform:
-    """The augmentation of both streams: see `WeakAugmentation`."""
+    """The augmentation of all streams: see `WeakAugmentation`."""
     return WeakAugmentation(crop, scale_range, pad_label, mean)
 
 

@@ -1,7 +1,7 @@
 """Prepared files -> samples -> training batches that depend on (seed, epoch, position) only."""
 
 import signal
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence, Set
 from pathlib import Path
 from typing import Any
 
@@ -18,15 +18,21 @@ from u2pl.errors import UserError
 from u2pl.experiments.records import PreparedManifest, read
 from u2pl.experiments.schedule import images_per_step, steps_per_epoch
 from u2pl.experiments.schema import Dataset, Recipe
-from u2pl.experiments.settings import Training
+from u2pl.experiments.settings import Draw, Stream, Training
 from u2pl.folders import Prepared
 
 Sample = tuple[tv_tensors.Image, tv_tensors.Mask]
-_LABELLED, _UNLABELLED, _UNLABELLED_2 = 0, 1, 2  # part of every sample's seed
+# The number that is part of every sample's seed, and the end of the names in a batch.
+_DRAWS: dict[Draw, tuple[int, str]] = {
+    "labelled": (0, "l"),
+    "unlabelled": (1, "u"),
+    "unlabelled_2": (2, "u2"),
+    "labelled_2": (3, "l2"),
+}
 
 
 class SegmentationFolder(TorchDataset[Sample]):
-    """The images `ids` of a prepared folder with their masks, through `transform` if one is given.
+    """The images `ids` of a prepared folder with their masks.
 
     An item is (tv_tensors.Image (3, H, W) uint8, tv_tensors.Mask (H, W) uint8). Getting one raises UserError for a
     missing or truncated file, a mask of another size than its image, and a label outside the classes.
@@ -39,31 +45,25 @@ class SegmentationFolder(TorchDataset[Sample]):
         *,
         n_classes: int,
         ignore_label: int,
-        transform: Callable[..., Any] | None = None,
     ) -> None:
         self.prepared = Prepared(prepared)
         self.suffix = read(PreparedManifest, self.prepared.manifest).suffix
-        self.ids, self.transform = list(ids), transform
+        self.ids = list(ids)
         self.n_classes, self.ignore_label = n_classes, ignore_label
 
     def __len__(self) -> int:
         return len(self.ids)
 
     def __getitem__(self, index: int) -> Sample:
-        image = self._image(index)
+        image = self.image(index)
         path = self.prepared.mask(self.ids[index])
         labels = decode_mask(read_bytes(path), path)
         check_size(labels, (image.shape[-2], image.shape[-1]), path)
         check_labels(labels, self.n_classes, self.ignore_label, path)
-        sample = image, tv_tensors.Mask(torch.from_numpy(labels))
-        return self.transform(*sample) if self.transform else sample
+        return image, tv_tensors.Mask(torch.from_numpy(labels))
 
     def image(self, index: int) -> tv_tensors.Image:
-        """The image alone, through the transform; its mask is not read."""
-        image = self._image(index)
-        return self.transform(image) if self.transform else image
-
-    def _image(self, index: int) -> tv_tensors.Image:
+        """The image alone; its mask is not read."""
         path = self.prepared.images / f"{self.ids[index]}{self.suffix}"
         pixels = decode_image(read_bytes(path), path)
         return tv_tensors.Image(torch.from_numpy(pixels).permute(2, 0, 1).contiguous())
@@ -98,20 +98,17 @@ class TrainBatches:
         transform = weak_augmentation(recipe.crop, pad_label=pad_label, mean=dataset.mean)
 
         def folder(ids: Sequence[str]) -> SegmentationFolder:
-            return SegmentationFolder(
-                prepared, ids, n_classes=len(dataset.classes), ignore_label=dataset.ignore_label, transform=transform
-            )
+            return SegmentationFolder(prepared, ids, n_classes=len(dataset.classes), ignore_label=dataset.ignore_label)
 
         # With every image labelled there is still something to be consistent on: the labelled images themselves.
-        unlabelled = folder(unlabelled_ids or labelled_ids) if "unlabelled" in settings.streams else None
+        folders = folder(labelled_ids), folder(unlabelled_ids or labelled_ids)
         steps = steps_per_epoch(recipe, settings, len(labelled_ids), len(unlabelled_ids))
         batch = images_per_step(recipe.batch, settings.batch_size)
         if batch % ranks:
             raise UserError("recipe: batch", f"{batch} images a step for {ranks} ranks", f"a multiple of {ranks}")
         self.images = batch // ranks
         stretch = range(rank * self.images, (rank + 1) * self.images)
-        second = "unlabelled_2" in settings.streams
-        self._steps = _Steps(folder(labelled_ids), unlabelled, second, steps, batch, stretch, seed)
+        self._steps = _Steps(*folders, transform, settings.streams, steps, batch, stretch, seed)
         self._order = _Order()
         self._loader = DataLoader(
             self._steps,
@@ -129,9 +126,17 @@ class TrainBatches:
         return len(self._steps)
 
     def epoch(self, epoch: int, start: int = 0) -> Iterator[dict[str, Tensor]]:
-        """Yield the steps of an epoch, from step `start` on: image_l (B, 3, h, w) uint8, mask_l (B, h, w) int64 and,
-        where the streams ask for them, image_u and image_u2 (B, 3, h, w) uint8. image_u2 is of the unlabelled list too,
-        in an order and with augmentations of its own. Raises UserError as `SegmentationFolder` does.
+        """Yield the steps of an epoch, from step `start` on, each with what the streams ask for:
+
+        - labelled: image_l (B, 3, h, w) uint8 and mask_l (B, h, w) int64; unlabelled: image_u, like image_l
+        - labelled_2: image_l2 and mask_l2; unlabelled_2: image_u2. Each is a second draw from its list, in an order and
+          with augmentations of its own
+        - ids: index_u (B,) int64, where the images of image_u are in the unlabelled list
+        - valid: valid_l, valid_u, ... (B, h, w) bool, one per image_*: False where the crop is padded
+        - raw: raw_u, the bytes of image_u, which stay bytes when images are normalised
+
+        If nothing is unlabelled, the labelled list takes that list's place. Raises UserError as `SegmentationFolder`
+        does.
         """
         self._order.keys = [(epoch, step) for step in range(start, len(self))]
         for batch in self._loader:
@@ -165,52 +170,55 @@ class _Steps(TorchDataset[dict[str, Any]]):
     def __init__(
         self,
         labelled: SegmentationFolder,
-        unlabelled: SegmentationFolder | None,
-        second: bool,
+        unlabelled: SegmentationFolder,
+        transform: Callable[..., Any],
+        streams: Set[Stream],
         steps: int,
         batch: int,
         stretch: range,
         seed: int,
     ) -> None:
-        self.labelled, self.unlabelled, self.second, self.seed = labelled, unlabelled, second, seed
-        self.steps, self.batch, self.stretch = steps, batch, stretch
+        self.labelled, self.unlabelled, self.transform, self.streams = labelled, unlabelled, transform, streams
+        self.steps, self.batch, self.stretch, self.seed = steps, batch, stretch, seed
 
     def __len__(self) -> int:
         return self.steps
 
     def __getitem__(self, key: tuple[int, int]) -> dict[str, Any]:
-        epoch, step = key
+        out: dict[str, Tensor] = {}
         try:
-            pairs = [self._labelled(epoch, position) for position in self._positions(step)]
-            out = {
-                "image_l": torch.stack([image for image, _ in pairs]),
-                "mask_l": torch.stack([mask for _, mask in pairs]).long(),
-            }
-            if self.unlabelled:
-                out["image_u"] = self._unlabelled(epoch, step, _UNLABELLED)
-            if self.second:
-                out["image_u2"] = self._unlabelled(epoch, step, _UNLABELLED_2)
+            for draw in _DRAWS:
+                if draw in self.streams:
+                    out |= self._drawn(draw, *key)
         except UserError as error:
             # A worker process cannot raise it: torch rebuilds exceptions from one string.
             return {"error": (error.where, error.found, error.expected)}
-        return {name: value.as_subclass(Tensor) for name, value in out.items()}
+        return out
 
-    def _positions(self, step: int) -> range:
-        return range(step * self.batch + self.stretch.start, step * self.batch + self.stretch.stop)
-
-    def _labelled(self, epoch: int, position: int) -> Sample:
-        index = self._index(self.labelled, epoch, _LABELLED, position)
-        with seeded(self.seed, epoch, _LABELLED, position):
-            return self.labelled[index]
-
-    def _unlabelled(self, epoch: int, step: int, stream: int) -> Tensor:
-        assert self.unlabelled is not None
-        images = []
-        for position in self._positions(step):
-            index = self._index(self.unlabelled, epoch, stream, position)
-            with seeded(self.seed, epoch, stream, position):
-                images.append(self.unlabelled.image(index))
-        return torch.stack(images)
+    def _drawn(self, draw: Draw, epoch: int, step: int) -> dict[str, Tensor]:
+        """The entries of one draw, and those that are asked for beside it."""
+        number, end = _DRAWS[draw]
+        masked = draw.startswith("labelled")
+        folder = self.labelled if masked else self.unlabelled
+        names = ["image"] + ["mask"] * masked + ["valid"] * ("valid" in self.streams)
+        positions = range(step * self.batch + self.stretch.start, step * self.batch + self.stretch.stop)
+        indices = [self._index(folder, epoch, number, position) for position in positions]
+        samples = []
+        for position, index in zip(positions, indices, strict=True):
+            sample: list[Tensor] = [*folder[index]] if masked else [folder.image(index)]
+            if "valid" in self.streams:
+                sample.append(tv_tensors.Mask(torch.ones(sample[0].shape[-2:], dtype=torch.bool)))
+            with seeded(self.seed, epoch, number, position):
+                samples.append(self.transform(sample))
+        columns = [torch.stack(values).as_subclass(Tensor) for values in zip(*samples, strict=True)]
+        out = {f"{name}_{end}": values for name, values in zip(names, columns, strict=True)}
+        if masked:
+            out[f"mask_{end}"] = out[f"mask_{end}"].long()
+        if draw == "unlabelled" and "ids" in self.streams:
+            out["index_u"] = torch.tensor(indices)
+        if draw == "unlabelled" and "raw" in self.streams:
+            out["raw_u"] = out["image_u"]  # the same bytes: normalising them makes new tensors
+        return out
 
     def _index(self, folder: SegmentationFolder, epoch: int, stream: int, position: int) -> int:
         """The epoch's order is one shuffled pass after the other: every image comes before any comes again."""

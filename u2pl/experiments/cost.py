@@ -4,13 +4,13 @@ import math
 from collections import defaultdict
 from pathlib import Path
 from statistics import fmean
-from typing import NamedTuple
+from typing import NamedTuple, get_args
 
 from u2pl.experiments.params import validate
 from u2pl.experiments.records import RecordedSpec, RunRecord, read
 from u2pl.experiments.schedule import images_per_step, steps_of, validations
 from u2pl.experiments.schema import RunSpec, Suite
-from u2pl.experiments.settings import SETTINGS, Contrast
+from u2pl.experiments.settings import SETTINGS, Contrast, Draw
 from u2pl.folders import Results
 
 MARGIN = 1.5  # of the time limit over the estimate: GPUs differ, and a run that is stopped waits in the queue again
@@ -101,9 +101,9 @@ def measured(suite: Suite, results: Path) -> dict[Shape, Rate]:
             continue
         kind = SETTINGS[spec.method]
         own = {key: value for key, value in spec.settings.model_dump().items() if key in kind.model_fields}
-        streams = len(validate(kind, own, path, ("spec", "settings")).streams)
+        draws = len(validate(kind, own, path, ("spec", "settings")).streams & set(get_args(Draw)))
         shape = shape_of(spec, took.world_size, not took.device.startswith("cpu"))
-        step = shape.batch * streams / took.images_per_s
+        step = shape.batch * draws / took.images_per_s
         # images_per_s counts the training alone; the validations share the rest of the wall time.
         rest = max(0.0, took.wall_time_s - step * took.steps)
         passes = validations(spec.recipe.epochs, spec.recipe.validate_every)

@@ -12,8 +12,10 @@ from pydantic import Field
 from u2pl.experiments.values import Positive, Probability, Strict
 
 Reading = Literal["paper", "released"]
-# What a batch can carry: labelled images with their masks, unlabelled images, and a second draw of the latter.
-Stream = Literal["labelled", "unlabelled", "unlabelled_2"]
+# Images that a batch can carry: labelled ones with their masks, unlabelled ones, and a second draw of each.
+Draw = Literal["labelled", "unlabelled", "unlabelled_2", "labelled_2"]
+# Beside them: ids and raw colours of the unlabelled images, and a mask per draw of what is not padding.
+Stream = Literal[Draw, "ids", "valid", "raw"]
 
 
 class Training(Strict):

@@ -47,8 +47,8 @@ class Method(nn.Module):
         """One step: {"loss": scalar to minimise, further names: scalars to log}.
 
         `batch` holds what `settings.streams` asks for: image_l float (B, 3, H, W), mask_l int64 (B, H, W), image_u and
-        image_u2 like image_l; images are normalised. With several ranks, `batch` is this rank's share; the losses are
-        those of the global batch.
+        image_u2 like image_l, and what else `TrainBatches.epoch` lists; images are normalised. With several ranks,
+        `batch` is this rank's share; the losses are those of the global batch.
         """
         raise NotImplementedError
 
