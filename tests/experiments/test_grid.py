@@ -229,3 +229,16 @@ def test_what_a_scale_changes_departs_from_the_paper():
     runs = load_suite("demo", ROOT).runs
     assert runs["pascal_blender-6-u2pl-seed0"].departures == {"bank_size": 30000, "bank_size_background": 50000}
     assert runs["pascal_blender-6-cutmix-seed0"].departures == {}, "a method without a bank"
+
+
+def test_what_follows_from_synthetic_need_not_be_written(params):
+    edit(params / "params/scales/demo.yaml", lambda v: v["datasets"]["pascal"]["synthetic"].update(extra=20, train=33))
+    suite = load_suite("demo", params)
+    pascal = suite.datasets["pascal"]
+    assert pascal.counts == {"train": 33, "train_aug": 53, "val": 8}
+    assert suite.datasets["cityscapes"].counts == {"train": 32, "val": 6}
+    assert pascal.archives["voc"].url == "file:data/demo/upstream/VOCtrainval_11-May-2012.tar"
+    assert pascal.archives["voc"].md5 is None
+    assert suite.published["u2pl"].url == "file:data/demo/upstream/lists/u2pl/"
+    edit(params / "params/scales/demo.yaml", lambda v: v["datasets"]["pascal"].update(counts={"val": 9}))
+    assert load_suite("demo", params).datasets["pascal"].counts == {"train": 33, "train_aug": 53, "val": 9}

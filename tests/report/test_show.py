@@ -345,7 +345,7 @@ def test_archives_are_checked_against_params_too() -> None:
 
         def declare(data: bytes, algorithm: str = algorithm, value: str = value) -> bytes:
             scale = yaml.safe_load(data)
-            scale["datasets"]["pascal"]["archives"]["voc"][algorithm] = value
+            scale["datasets"]["pascal"].setdefault("archives", {}).setdefault("voc", {})[algorithm] = value
             return yaml.safe_dump(scale).encode()
 
         with edited(Path("params/scales/tiny.yaml"), declare):

@@ -1,5 +1,6 @@
 """The grid: tables x columns -> cells -> runs. Equal settings give the equal run."""
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -40,6 +41,7 @@ from u2pl.experiments.schema import (
     Table,
 )
 from u2pl.experiments.settings import SETTINGS, Training
+from u2pl.experiments.synthetic import drawn_dataset, drawn_lists
 
 
 def scale_names(root: Path = Path()) -> list[str]:
@@ -57,7 +59,9 @@ def load_suite(scale: str, root: Path = Path()) -> Suite:
     scale_file = folder / "scales" / f"{scale}.yaml"
     params = validate(Scale, read_yaml(scale_file), scale_file)
 
-    def typed(model: type[Strict], kind: str, overrides: dict[str, dict[str, Any]]) -> dict[str, Any]:
+    def typed(
+        model: type[Strict], kind: str, overrides: dict[str, dict[str, Any]], derived: Callable[..., Any] | None = None
+    ) -> dict[str, Any]:
         path = folder / f"{kind}.yaml"
         base = read_yaml(path)
         for name in overrides:
@@ -67,11 +71,13 @@ def load_suite(scale: str, root: Path = Path()) -> Suite:
         for name, value in base.items():
             check_name(FILE_NAME if kind == "weights" else NAME, name, path, TAKEN.get(kind, ()))
             # The base file is read alone first, so that a mistake is blamed on the file it stands in.
-            validate(model, value, path, (name,))
+            alone = validate(model, value, path, (name,))
+            if derived is not None:
+                value = merge(value, derived(scale, params, name, alone, scale_file))
             result[name] = validate(model, merge(value, overrides.get(name, {})), scale_file, (kind, name))
         return result
 
-    datasets: dict[str, Dataset] = typed(Dataset, "datasets", params.datasets)
+    datasets: dict[str, Dataset] = typed(Dataset, "datasets", params.datasets, drawn_dataset)
     protocols: dict[str, Protocol] = typed(Protocol, "protocols", params.protocols)
     recipes: dict[str, Recipe] = typed(Recipe, "recipes", params.recipes)
     methods: dict[str, Method] = typed(Method, "methods", params.methods)
@@ -91,7 +97,7 @@ def load_suite(scale: str, root: Path = Path()) -> Suite:
         protocols=protocols,
         methods=methods,
         weights=typed(Archive, "weights", {}),
-        published=typed(PublishedSource, "splits", params.splits),
+        published=typed(PublishedSource, "splits", params.splits, drawn_lists),
         **_grid(folder, params, scale, datasets, protocols, recipes, methods, presets),
     )
     for source, published in suite.published.items():
