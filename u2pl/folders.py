@@ -47,7 +47,7 @@ class Prepared:
 
 @dataclass(frozen=True)
 class Split:
-    """The lists that a run is trained and validated on: labeled, unlabeled and val."""
+    """The lists that a run is trained and validated on: `labeled`, `unlabeled` and `val`."""
 
     folder: Path
 

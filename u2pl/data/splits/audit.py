@@ -66,8 +66,8 @@ def audit_splits(
     readers: dict[Path, Callable[[str], Counts]] = {}
     for (name, _), folders in sorted(found.items()):
         # Overlaps are with every source, also with those that are not asked for.
-        labeled = {source: set(read_ids(Split(folder).list("labeled"))) for source, folder in sorted(folders.items())}
-        for source, ids in labeled.items():
+        chosen = {source: set(read_ids(Split(folder).list("labeled"))) for source, folder in sorted(folders.items())}
+        for source, ids in chosen.items():
             if sources and source not in sources:
                 continue
             prepared = data / read(SplitManifest, Split(folders[source]).manifest).dataset
@@ -83,7 +83,7 @@ def audit_splits(
                     labelled=len(ids),
                     unlabelled=len(read_ids(Split(folders[source]).list("unlabeled"))),
                     fine=len(ids & set(read_ids(Prepared(prepared).list("train")))),
-                    overlap={other: len(ids & theirs) for other, theirs in labeled.items() if other != source},
+                    overlap={other: len(ids & theirs) for other, theirs in chosen.items() if other != source},
                     pixels=pixels,
                     images=images,
                 )

@@ -78,16 +78,16 @@ def check_lists(
     validation list, ids in both lists, and a universe that the two do not exhaust.
     """
     val = set(read_ids(Prepared(prepared).list("val")))
-    labeled, unlabeled = set(lists["labeled"]), set(lists["unlabeled"])
-    for name, ids, known in (("labeled", labeled, candidates), ("unlabeled", unlabeled, universe)):
+    labelled, unlabelled = set(lists["labeled"]), set(lists["unlabeled"])
+    for name, ids, known in (("labeled", labelled, candidates), ("unlabeled", unlabelled, universe)):
         if leaked := ids & val:
             raise UserError(where[name], f"validation image {min(leaked)}", "training images")
         file = Prepared(prepared).list(known)
         if unknown := ids - set(read_ids(file)):
             raise UserError(where[name], f"unknown image {min(unknown)}", f"images of {file}")
-    if both := labeled & unlabeled:
+    if both := labelled & unlabelled:
         raise UserError(where["unlabeled"], f"{min(both)}, which is labelled", "disjoint lists")
-    if missing := set(read_ids(Prepared(prepared).list(universe))) - labeled - unlabeled:
+    if missing := set(read_ids(Prepared(prepared).list(universe))) - labelled - unlabelled:
         raise UserError(where["unlabeled"], f"no {min(missing)}", "every training image in one of the lists")
 
 
