@@ -10,7 +10,8 @@ from u2pl.errors import UserError
 from u2pl.experiments import load_suite
 from u2pl.experiments.params import validate
 from u2pl.experiments.schema import Config
-from u2pl.experiments.specs import Jobs, prepare_scale
+from u2pl.experiments.settle import prepare_scale
+from u2pl.experiments.specs import Jobs
 
 min_version("9.0")
 

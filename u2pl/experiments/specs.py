@@ -4,23 +4,17 @@ results/<scale>/specs/<kind>/<name>.json   the specification, written only if it
 made.json, made/<kind>/<name>.json         receipt of a result: SHA-256 of its specification and of its small inputs
 
 A result is current if its receipt has the hashes of today's files. This holds in a fresh clone too, where all dates are
-new. Snakemake decides by dates, so `settle` sets them accordingly: inputs of a current result are dated no later than
-the result; the specification of any other result is dated after it.
+new.
 """
 
-import fcntl
 import hashlib
 import json
-import os
-import shutil
-import sys
-import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
 from u2pl.addresses import public
 from u2pl.errors import UserError
@@ -241,9 +235,6 @@ class Jobs:
         return self._run_files({cell.runs[0] for cell in shown}, "evaluation.json")
 
 
-# ------------------------------------------------------------------------------------------------ files
-
-
 def write_specs(jobs: Jobs) -> None:
     """Write the specifications that changed, and remove those of jobs that are no more."""
     root = Path(jobs.results) / "specs"
@@ -273,53 +264,19 @@ def recorded(suite: Suite, kind: str, *name: str) -> Iterator[Any]:
     jobs = Jobs(suite)
     job = jobs(kind, *name)
     _write_spec(job)
-    inputs = {path: sha256(Path(path)) for path in job.inputs if _there(path)}
+    inputs = {path: sha256(Path(path)) for path in job.inputs if there(path)}
     receipt = {"spec_sha256": job.sha256, "inputs": inputs, "above": jobs.above(job)}
-    if not _current(job, {}):  # an interruption must not leave new files under an old receipt
+    if not is_current(job, {}):  # an interruption must not leave new files under an old receipt
         Path(job.receipt).unlink(missing_ok=True)
     yield read_json(Path(job.spec))
     write_json(Path(job.receipt), receipt)
 
 
-def _there(path: str) -> bool:
+def there(path: str) -> bool:
     return Path(path).is_file()
 
 
-# ------------------------------------------------------------------------------------------------ dates
-
-
-def settle(jobs: Jobs) -> list[Job]:
-    """Write the specifications, and set dates so that Snakemake plans the results that are not current: these jobs."""
-    write_specs(jobs)
-    hashes: dict[str, str] = {}
-    below: dict[str, list[tuple[str, int]]] = {}  # by specification: what later results know of it, and their dates
-    stale = []
-    for job in reversed(list(jobs)):  # each before those that make its inputs, whose dates it may set
-        made = [os.lstat(file).st_mtime_ns for file in (*job.outputs, job.receipt) if _there(file)]
-        if not made:
-            # Snakemake makes a file that is not here only if it would be later than what was made of it.
-            if known := below.get(job.spec):
-                current = all(digest == job.sha256 for digest, _ in known)
-                _date(Path(job.spec), min(date for _, date in known), current)
-            continue
-        current = _current(job, hashes)
-        for path in (job.spec, *(job.inputs if current else [])):
-            _date(Path(path), min(made), current)
-        for spec, digest in _above(job).items():
-            below.setdefault(spec, []).append((digest, min(made)))
-        if not current:
-            stale.append(job)
-    return stale[::-1]
-
-
-def _above(job: Job) -> dict[str, str]:
-    try:
-        return dict(read_json(Path(job.receipt))["above"])
-    except (UserError, KeyError, TypeError, ValueError):
-        return {}
-
-
-def _current(job: Job, hashes: dict[str, str]) -> bool:
+def is_current(job: Job, hashes: dict[str, str]) -> bool:
     """Whether the receipt has today's hashes. A missing input, as after a partial `dvc pull`, is not judged."""
     try:
         receipt = read_json(Path(job.receipt))
@@ -328,66 +285,7 @@ def _current(job: Job, hashes: dict[str, str]) -> bool:
         return False
     if spec != job.sha256 or sorted(inputs) != job.inputs:
         return False
-    for path in filter(_there, job.inputs):
+    for path in filter(there, job.inputs):
         if path not in hashes:
             hashes[path] = sha256(Path(path))
     return all(hashes.get(path, inputs[path]) == inputs[path] for path in job.inputs)
-
-
-def _date(path: Path, made: int, current: bool) -> None:
-    """Date a small file no later than `made`, or later, by whether what was made of it then is current.
-
-    A link into DVC's cache becomes a file of its own first.
-    """
-    if not path.is_file():
-        return
-    latest = max(path.stat().st_mtime_ns, path.lstat().st_mtime_ns)
-    if current == (latest <= made):
-        return
-    if path.is_symlink() or path.stat().st_nlink > 1:
-        with atomic_path(path, durable=False) as temporary:
-            shutil.copyfile(path, temporary)
-    date = made if current else max(time.time_ns(), made + 1_000_000_000)
-    os.utime(path, ns=(date, date))
-
-
-# ------------------------------------------------------------------------------------------ one Snakemake per scale
-
-_held: list[IO[str]] = []  # until this process ends: the kernel frees the lock then, at kill -9 too
-
-
-def alone(scale: str) -> bool:
-    """Take the lock of a scale for the rest of this process; False if another Snakemake holds it."""
-    path = Path("results") / scale / ".lock"
-    path.parent.mkdir(parents=True, exist_ok=True)
-    stream = path.open("a+")
-    _held.append(stream)
-    try:
-        fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        return False
-    except OSError:  # a file system without locks
-        return True
-    return True
-
-
-def prepare_scale(suite: Suite) -> Jobs:
-    """The jobs of a scale, with specifications and dates settled, for the one Snakemake that works on it.
-
-    Raises UserError if another one does; a dry run changes nothing then.
-    """
-    jobs = Jobs(suite)
-    if not alone(suite.scale):
-        if _dry_run(sys.argv[1:]):
-            return jobs
-        lock = f"results/{suite.scale}/.lock"
-        raise UserError(lock, "another Snakemake at work on this scale", "one at a time: wait for it, or stop it")
-    if stale := settle(jobs):
-        more = f" and {len(stale) - 1} more" if len(stale) > 1 else ""
-        print(f"Out of date: {stale[0].kind} {stale[0].name}{more}", file=sys.stderr)
-    return jobs
-
-
-def _dry_run(arguments: list[str]) -> bool:
-    short = [word for word in arguments if word.startswith("-") and not word.startswith("--")]
-    return any("n" in word for word in short) or bool({"--dry-run", "--dryrun"} & set(arguments))
