@@ -15,7 +15,7 @@ import scipy.io
 from cityscapesscripts.helpers.labels import labels as cityscapes_labels
 from PIL import Image
 
-from u2pl.data.convert import train_id_table
+from u2pl.data.layouts.cityscapes import train_id_table
 from u2pl.data.prepare import prepare, restore
 from u2pl.data.synthetic.archives import synthesize
 from u2pl.errors import UserError

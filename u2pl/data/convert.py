@@ -4,7 +4,7 @@ import hashlib
 import multiprocessing
 import os
 import threading
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,9 +12,9 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from u2pl.data.images import UInt8, check_labels, check_size, decode, decode_mask, encode_mask
-from u2pl.data.layouts import SUFFIX
-from u2pl.data.mat import read_segmentation
+from u2pl.data.images import check_labels, check_size, decode, encode_mask
+from u2pl.data.layouts import LAYOUTS
+from u2pl.data.layouts.layout import ReadMask
 from u2pl.data.sources.unpack import open_archive
 from u2pl.errors import UserError
 from u2pl.experiments.schema import Dataset
@@ -27,6 +27,7 @@ class _Job:
     content: bytes
     output: Path
     image: Path
+    read: ReadMask | None  # of a mask; None: an image
     n_classes: int
     ignore_label: int
 
@@ -44,8 +45,9 @@ def convert(
 
 def _jobs(
     dataset: Dataset, paths: dict[str, Path], target: Path, wanted: dict[tuple[str, str], str]
-) -> Iterator[tuple[str, Callable[[_Job], str], _Job]]:
-    """(name below the folder, its writer, job) of the wanted members, archive by archive."""
+) -> Iterator[tuple[str, _Job]]:
+    """(name below the folder, job) of the wanted members, archive by archive."""
+    layout = LAYOUTS[dataset.kind]
     for key, path in paths.items():
         members = {member: name for (of, member), name in wanted.items() if of == key}
         if not members:
@@ -53,14 +55,13 @@ def _jobs(
         with open_archive(path) as archive:
             for member, content in archive.read(members):
                 output = target / members[member]
-                image = target / "images" / f"{output.stem}{SUFFIX[dataset.kind]}"
-                job = _Job(f"{path}:{member}", content, output, image, len(dataset.classes), dataset.ignore_label)
-                yield members[member], _write_image if output == image else _MASK_WRITERS[key], job
+                image = target / "images" / f"{output.stem}{layout.suffix}"
+                read = None if output == image else layout.masks[key]
+                job = _Job(f"{path}:{member}", content, output, image, read, len(dataset.classes), dataset.ignore_label)
+                yield members[member], job
 
 
-def _run(
-    pool: ProcessPoolExecutor, jobs: Iterable[tuple[str, Callable[[_Job], str], _Job]], ahead: int = 64
-) -> Iterator[tuple[str, str]]:
+def _run(pool: ProcessPoolExecutor, jobs: Iterable[tuple[str, _Job]], ahead: int = 64) -> Iterator[tuple[str, str]]:
     """Run the jobs in the pool, never more than `ahead` of them in memory; (name, SHA-256) of each that is done."""
     running: dict[Future[str], str] = {}
 
@@ -69,8 +70,8 @@ def _run(
             yield running.pop(future), future.result()
 
     try:
-        for name, write, job in jobs:
-            running[pool.submit(write, job)] = name
+        for name, job in jobs:
+            running[pool.submit(_convert, job)] = name
             if len(running) >= ahead:
                 yield from settle(wait(running, return_when=FIRST_COMPLETED).done)
         yield from settle(list(running))
@@ -98,46 +99,14 @@ def _write(path: Path, content: bytes) -> str:
     return hashlib.sha256(content).hexdigest()
 
 
-def _write_image(job: _Job) -> str:
-    decode(job.content, job.where)
-    return _write(job.output, job.content)
-
-
-def _write_voc_mask(job: _Job) -> str:
-    return _write_mask(job, decode_mask(job.content, job.where))
-
-
-def _write_sbd_mask(job: _Job) -> str:
-    labels = read_segmentation(job.content, job.where)
+def _convert(job: _Job) -> str:
+    if job.read is None:
+        decode(job.content, job.where)
+        return _write(job.output, job.content)
+    labels = job.read(job.content, job.where, job.ignore_label)
     if labels.size and (labels.min() < 0 or labels.max() > 255):
         raise UserError(job.where, f"labels {labels.min()} to {labels.max()}", f"0 to {job.n_classes - 1}")
-    return _write_mask(job, labels.astype(np.uint8))
-
-
-def _write_cityscapes_mask(job: _Job) -> str:
-    table = train_id_table(job.ignore_label)
-    ids = decode_mask(job.content, job.where)
-    labels = table[ids]
-    if (unknown := labels < 0).any():
-        raise UserError(job.where, f"label id {ids[unknown][0]}", "the ids of cityscapesscripts.helpers.labels")
-    return _write_mask(job, labels.astype(np.uint8))
-
-
-_MASK_WRITERS = {"voc": _write_voc_mask, "sbd": _write_sbd_mask, "labels": _write_cityscapes_mask}
-
-
-def train_id_table(ignore_label: int) -> np.ndarray:
-    """(256,) int16: Cityscapes label id -> train id, `ignore_label` for ids outside evaluation, -1 for unknown ids."""
-    from cityscapesscripts.helpers.labels import labels as known
-
-    table = np.full(256, -1, np.int16)
-    for label in known:
-        if label.id >= 0:
-            table[label.id] = ignore_label if label.trainId in (-1, 255) else label.trainId
-    return table
-
-
-def _write_mask(job: _Job, labels: UInt8) -> str:
+    labels = labels.astype(np.uint8, copy=False)
     with Image.open(job.image, formats=("JPEG", "PNG")) as image:
         width, height = image.size
     check_size(labels, (height, width), job.where)

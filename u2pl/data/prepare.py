@@ -21,7 +21,8 @@ from pathlib import Path
 from typing import Any
 
 from u2pl.data.convert import convert
-from u2pl.data.layouts import ARCHIVES, SUFFIX, Plan, plan_members
+from u2pl.data.layouts import LAYOUTS
+from u2pl.data.layouts.layout import Plan
 from u2pl.data.lists import list_bytes, sort_ids
 from u2pl.data.progress import progress
 from u2pl.data.sources.fetch import fetched_sha256
@@ -134,8 +135,9 @@ def _alone(target: Path, workers: int) -> Iterator[None]:
 
 def _sources(dataset: Dataset, archives: Path) -> tuple[dict[str, Path], dict[str, str]]:
     """The archives by key, and their SHA-256 by file name."""
-    if set(dataset.archives) != ARCHIVES[dataset.kind]:
-        raise UserError(f"archives of {dataset.kind}", sorted(dataset.archives), sorted(ARCHIVES[dataset.kind]))
+    needed = LAYOUTS[dataset.kind].archives
+    if set(dataset.archives) != needed:
+        raise UserError(f"archives of {dataset.kind}", sorted(dataset.archives), sorted(needed))
     paths = {key: archives / archive.file for key, archive in dataset.archives.items()}
     return paths, {path.name: fetched_sha256(path, dataset.archives[key]) for key, path in paths.items()}
 
@@ -147,7 +149,7 @@ def _declared(dataset: Dataset) -> dict[str, Any]:
     """The part of the manifest that follows from the params."""
     return {
         "dataset": dataset.kind,
-        "suffix": SUFFIX[dataset.kind],
+        "suffix": LAYOUTS[dataset.kind].suffix,
         "classes": [label.name for label in dataset.classes],
         "ignore_label": dataset.ignore_label,
         "format": _FORMAT,
@@ -263,12 +265,12 @@ def _make(
 
     journal: the file that gets a line for each file that is made.
     """
-    plan = plan_members(dataset.kind, paths)
+    layout = LAYOUTS[dataset.kind]
+    plan = layout.plan(paths)
     _check_counts(dataset, plan, paths)
-    suffix = SUFFIX[dataset.kind]
     wanted = {
         f"{folder}/{image_id}{ending}": (key, member)
-        for members, folder, ending in ((plan.images, "images", suffix), (plan.masks, "masks", ".png"))
+        for members, folder, ending in ((plan.images, "images", layout.suffix), (plan.masks, "masks", ".png"))
         for (key, member), image_id in members.items()
     }
     made = {name: digest for name, digest in known.items() if name in wanted}

@@ -8,7 +8,7 @@ from typing import Any
 
 from u2pl.errors import UserError
 from u2pl.experiments.params import nearest, pick, validate
-from u2pl.experiments.schema import Dataset, Method, Preset, Protocol, Scale, Suite
+from u2pl.experiments.schema import LISTS, Dataset, Method, Preset, Protocol, Scale, Suite
 from u2pl.experiments.settings import SETTINGS, Contrast, Training
 
 # Names become folders, wildcards, words of a shell and parts of run ids, whose hyphens separate the parts.
@@ -16,8 +16,7 @@ NAME = re.compile("[A-Za-z0-9_]+")
 FILE_NAME = re.compile("[A-Za-z0-9_][A-Za-z0-9_.+-]*")
 STEM = re.compile("[A-Za-z0-9_][A-Za-z0-9_-]*")
 TAKEN = {"datasets": ("archives", "lists", "splits", "upstream", "weights"), "splits": ("drawn",)}
-KINDS = ("pascal", "cityscapes")  # of data sets
-PARTS = ("all", *KINDS)  # of a preset
+PARTS = ("all", *LISTS)  # of a preset
 
 
 @dataclass(frozen=True)
@@ -50,8 +49,8 @@ def check_datasets(datasets: Mapping[str, Dataset], protocols: Mapping[str, Prot
     """Lists are those of the data set's kind, archives share a folder, and protocols use lists that there are."""
     owners: dict[str, str] = {}
     for name, dataset in datasets.items():
-        known = ["train", "train_aug", "val"] if dataset.kind == "pascal" else ["train", "val"]
-        if sorted(dataset.counts) != known:
+        known = LISTS[dataset.kind]
+        if sorted(dataset.counts) != sorted(known):
             where = files.place("datasets", name, [], "counts")
             raise UserError(where, ", ".join(dataset.counts)[:200], ", ".join(known))
         for key, archive in dataset.archives.items():
@@ -86,7 +85,7 @@ def check_settings(presets: Mapping[str, Preset], methods: Mapping[str, Method],
             own = files.overrides.fidelity.get(name, {}).get(part, {})
             _check_preset(own, files.scale, ("fidelity", name, part))
             _check_preset(getattr(preset, part), files.folder / "fidelity.yaml", (name, part))
-        for kind in KINDS:
+        for kind in LISTS:
             part = kind if {"r_low", "r_high"} & getattr(preset, kind).keys() else "all"
             place = files.place("fidelity", name, [part], "r_low", "r_high")
             check_ranks(place, Contrast(**preset.of(Contrast, kind)))

@@ -38,6 +38,9 @@ from u2pl.experiments.values import (
     each_once,
 )
 
+Kind = Literal["pascal", "cityscapes"]  # of a data set: what reads its archives, in u2pl/data/layouts
+LISTS: dict[Kind, tuple[str, ...]] = {"pascal": ("train", "train_aug", "val"), "cityscapes": ("train", "val")}
+
 
 class ClassLabel(Strict):
     name: Text
@@ -94,7 +97,7 @@ class DiskSpace(Strict):
 
 
 class Dataset(Strict):
-    kind: Literal["pascal", "cityscapes"]
+    kind: Kind
     classes: Annotated[list[ClassLabel], Field(min_length=1)]
     ignore_label: Byte = 255
     mean: Annotated[tuple[Channel, Channel, Channel], AsTuple]  # RGB on 0 to 255
@@ -119,7 +122,7 @@ class Dataset(Strict):
     @model_validator(mode="after")
     def cityscapes_is_drawn_as_one_list(self) -> "Dataset":
         drawn = self.synthetic
-        if self.kind == "cityscapes" and drawn is not None and (drawn.extra or drawn.cluttered):
+        if "train_aug" not in LISTS[self.kind] and drawn is not None and (drawn.extra or drawn.cluttered):
             key = "extra" if drawn.extra else "cluttered"
             raise Mistake(f"synthetic.{key}", getattr(drawn, key), "nothing that only pascal has")
         return self

@@ -58,7 +58,7 @@ def _write(path: Path, ids: list[str], source: str, kind: str) -> None:
 
 
 def _line(image_id: str, source: str, kind: str) -> str:
-    if kind == "pascal":
+    if kind != "cityscapes":
         return image_id
     if source == "cps":
         return f"/images/train/{image_id}.png\t/segmentation/train/{image_id}_gtFine.png"
