@@ -72,7 +72,7 @@ def alive(pid: int) -> bool:
         READING.format(number=3, ending=".mat"),
         "prepare.list_bytes = die",
         "prepare._content_hash = die",
-        "prepare.plan_members = die",
+        "import dataclasses; prepare.LAYOUTS['pascal'] = dataclasses.replace(prepare.LAYOUTS['pascal'], plan=die)",
     ],
     ids=["images", "masks", "lists", "hashes", "plan"],
 )

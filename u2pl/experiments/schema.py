@@ -120,7 +120,7 @@ class Dataset(Strict):
         return self
 
     @model_validator(mode="after")
-    def cityscapes_is_drawn_as_one_list(self) -> "Dataset":
+    def only_train_aug_has_extra_images(self) -> "Dataset":
         drawn = self.synthetic
         if "train_aug" not in LISTS[self.kind] and drawn is not None and (drawn.extra or drawn.cluttered):
             key = "extra" if drawn.extra else "cluttered"
