@@ -139,7 +139,9 @@ def test_prepared_files(before: Files) -> None:
         return call("data", "split", "pascal_classic", "4")
 
     def results() -> Files:
-        return files("data/demo/pascal/images", "data/demo/pascal/masks", "data/demo/pascal/lists", "data/demo/splits")
+        made = files("data/demo/pascal/images", "data/demo/pascal/masks", "data/demo/pascal/lists", "data/demo/splits")
+        # A receipt has the hash of the very manifest that was read.
+        return {path: content for path, content in made.items() if path.name != "made.json"}
 
     folder = Path("data/demo/pascal")
     prepared = [sorted((folder / kind).iterdir())[1] for kind in ("images", "masks", "lists")]

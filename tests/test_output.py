@@ -54,7 +54,7 @@ def test_characters_that_the_terminal_lacks_are_replaced() -> None:
 def test_an_error_gives_the_terminal_no_orders(tmp_path: Path) -> None:
     shutil.copytree(ROOT / "params", tmp_path / "params")
     with (tmp_path / "params/methods.yaml").open("a") as file:
-        file.write('mine: {title: Mine, groups: [training], "a\\e[31mred": 1}\n')
+        file.write('mine: {title: Mine, "a\\e[31mred": 1}\n')
     done = subprocess.run([*U2PL, "runs"], cwd=tmp_path, capture_output=True, text=True, timeout=60)
     assert done.returncode == 2 and "methods.yaml: mine.a\\x1b[31mred: found an unknown key" in done.stderr
     assert "\x1b" not in done.stderr and len(done.stderr.splitlines()) == 1

@@ -4,7 +4,13 @@ from dataclasses import dataclass
 from pathlib import Path
 
 MANIFEST = "manifest.json"
+RECEIPT = "made.json"  # what a result was made of, see u2pl/experiments/specs.py
 WEIGHTS = Path("weights")  # of encoders
+
+
+def fetched(file: Path) -> Path:
+    """The manifest beside a file that was fetched."""
+    return file.with_name(f"{file.name}.json")
 
 
 @dataclass(frozen=True)
@@ -55,6 +61,10 @@ class Split:
     def manifest(self) -> Path:
         return self.folder / MANIFEST
 
+    @property
+    def receipt(self) -> Path:
+        return self.folder / RECEIPT
+
     def list(self, name: str) -> Path:
         return self.folder / f"{name}.txt"
 
@@ -89,6 +99,9 @@ class Data:
         """name: <protocol>/<source>/<labelled>"""
         return Split(self.splits / name)
 
+    def receipt(self, kind: str, name: str) -> Path:
+        return self.folder / "made" / kind / f"{name}.json"
+
     def split_manifests(self) -> list[Path]:
         """Those of all splits that have been made."""
         return sorted(self.splits.glob(f"*/*/*/{MANIFEST}"))
@@ -117,6 +130,10 @@ class Run:
         return self.folder / "evaluation.json"
 
     @property
+    def receipt(self) -> Path:
+        return self.folder / RECEIPT
+
+    @property
     def live(self) -> Path:
         """dvclive's metrics and plots."""
         return self.folder / "live"
@@ -134,6 +151,21 @@ class Results:
 
     def run(self, run: str) -> Run:
         return Run(self.runs / run)
+
+    @property
+    def specs(self) -> Path:
+        return self.folder / "specs"
+
+    def spec(self, kind: str, name: str) -> Path:
+        return self.specs / kind / f"{name}.json"
+
+    def receipt(self, kind: str, name: str) -> Path:
+        return self.folder / "made" / (f"{kind}.json" if name == "all" else f"{kind}/{name}.json")
+
+    @property
+    def lock(self) -> Path:
+        """Held by the one Snakemake that works on the scale."""
+        return self.folder / ".lock"
 
     def records(self) -> list[Path]:
         """run.json of every finished run."""

@@ -30,7 +30,10 @@ def test_no_shell_runs_the_name_of_a_file(tmp_path: Path, small_checkout, name: 
     done = subprocess.run(command, cwd=folder, capture_output=True, text=True, timeout=120)
     assert not (folder / "pwned").exists()
     # The rule has run, and the verb has got the whole name: the params on the disk have none like it.
-    assert done.returncode != 0 and f"archive {name!r}" in (folder / f"logs/fetch_weights_{name}.log").read_text()
+    assert (
+        done.returncode != 0
+        and f"archive of weights: found {name!r}" in (folder / f"logs/fetch_weights_{name}.log").read_text()
+    )
 
 
 def test_a_checkout_and_an_environment_in_a_folder_of_any_name(tmp_path: Path, small_checkout) -> None:

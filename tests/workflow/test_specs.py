@@ -186,6 +186,7 @@ def test_kill_9_and_the_same_command_again(home, clone, tmp_path):
     (clone / "results/demo/tables/small.tex").unlink()
     process = start(clone, tmp_path / "log", *PROFILE)
     wait_for(process, lambda: "rule train:" in (tmp_path / "log").read_text())
+    os.killpg(process.pid, signal.SIGSTOP)  # or it would end before the others have looked
     code, text = snakemake(clone, *PROFILE)
     assert code != 0 and "found another Snakemake at work on this scale" in text, "a second one is refused"
     ok(clone, "-n", *PROFILE)

@@ -157,7 +157,7 @@ def page(scale: Scale = "demo") -> None:
     from u2pl.report.page import write_page
 
     suite, results = load_suite(scale), results_of(scale)
-    with recorded(suite, "page", "index"):
+    with recorded(suite, "page", "all"):
         write_page(suite, results.folder, results.cells(), results.page)
 
 

@@ -16,6 +16,7 @@ from u2pl.errors import UserError
 from u2pl.experiments.schema import Suite
 from u2pl.experiments.specs import Job, Jobs, is_current, there, write_specs
 from u2pl.files import atomic_path, read_json
+from u2pl.folders import results_of
 
 
 def settle(jobs: Jobs) -> list[Job]:
@@ -71,7 +72,7 @@ _held: list[IO[str]] = []  # until this process ends: the kernel frees the lock 
 
 def alone(scale: str) -> bool:
     """Take the lock of a scale for the rest of this process; False if another Snakemake holds it."""
-    path = Path("results") / scale / ".lock"
+    path = results_of(scale).lock
     path.parent.mkdir(parents=True, exist_ok=True)
     stream = path.open("a+")
     _held.append(stream)
@@ -93,7 +94,7 @@ def prepare_scale(suite: Suite) -> Jobs:
     if not alone(suite.scale):
         if _dry_run(sys.argv[1:]):
             return jobs
-        lock = f"results/{suite.scale}/.lock"
+        lock = results_of(suite.scale).lock
         raise UserError(lock, "another Snakemake at work on this scale", "one at a time: wait for it, or stop it")
     if stale := settle(jobs):
         more = f" and {len(stale) - 1} more" if len(stale) > 1 else ""

@@ -9,7 +9,7 @@ new.
 
 import hashlib
 import json
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
@@ -22,6 +22,7 @@ from u2pl.experiments.grid import figure_cells, published_list
 from u2pl.experiments.params import nearest
 from u2pl.experiments.schema import RunSpec, Suite
 from u2pl.files import atomic_path, read_json, sha256, write_json
+from u2pl.folders import RECEIPT, WEIGHTS, Data, Run, data_of, fetched, results_of
 
 KINDS = (
     "synthesize", "fetch", "weights", "prepare", "mirror", "list", "split", "train", "cells", "table", "figure", "page",
@@ -55,7 +56,7 @@ class Jobs:
     """All jobs of a scale, each after those that make its inputs."""
 
     def __init__(self, suite: Suite) -> None:
-        self.suite, self.data, self.results = suite, f"data/{suite.scale}", f"results/{suite.scale}"
+        self.suite, self.data, self.results = suite, data_of(suite.scale), results_of(suite.scale)
         self._jobs: dict[tuple[str, str], Job] = {}
         self._makers: dict[str, Job] = {}  # by output
         self._above: dict[str, dict[str, str]] = {}
@@ -85,42 +86,38 @@ class Jobs:
             self._above[job.spec] = found
         return self._above[job.spec]
 
-    def _add(self, kind: str, name: str, content: Any, inputs: list[str], outputs: list[str], receipt: str) -> Job:
-        spec = f"{self.results}/specs/{kind}/{name}.json"
-        job = Job(kind, name, content, sorted(inputs), outputs, spec, receipt)
+    def _add(
+        self, kind: str, name: str, content: Any, inputs: Iterable[Path], outputs: Iterable[Path], receipt: Path
+    ) -> Job:
+        spec = str(self.results.spec(kind, name))
+        job = Job(kind, name, content, sorted(map(str, inputs)), list(map(str, outputs)), spec, str(receipt))
         self._jobs[kind, name] = job
-        self._makers |= dict.fromkeys([*outputs, receipt], job)
+        self._makers |= dict.fromkeys([*job.outputs, job.receipt], job)
         return job
 
     def _add_data(self) -> None:
         suite, data = self.suite, self.data
         for name, dataset in suite.datasets.items():
             drawn = dataset.synthetic.model_dump(mode="json") if dataset.synthetic else None
-            files = [f"{data}/upstream/{archive.file}" for archive in dataset.archives.values()]
-            sources: list[str] = []
+            files = [data.upstream / archive.file for archive in dataset.archives.values()]
+            sources: list[Path] = []
             if drawn:
                 content: dict[str, Any] = {"kind": dataset.kind, "drawn": drawn}
-                receipt = f"{data}/made/synthesize/{name}.json"
-                sources = [self._add("synthesize", name, content, [], files, receipt).receipt]
+                sources = [data.receipt("synthesize", name)]
+                self._add("synthesize", name, content, [], files, *sources)
             for key, archive in dataset.archives.items():
                 content = {"archive": archive.identity, "drawn": drawn}
-                manifest = [f"{data}/archives/{archive.file}.json"]
-                self._add("fetch", f"{name}/{key}", content, sources, manifest, f"{data}/made/fetch/{name}/{key}.json")
+                manifest = [fetched(data.archives / archive.file)]
+                self._add("fetch", f"{name}/{key}", content, sources, manifest, data.receipt("fetch", f"{name}/{key}"))
             # Names, not display colours: masks hold numbers.
             content = dataset.model_dump(mode="json", include={"kind", "ignore_label", "counts"})
             content |= {"classes": [label.name for label in dataset.classes]}
-            manifests = [f"{data}/archives/{archive.file}.json" for archive in dataset.archives.values()]
-            receipt = f"{data}/made/prepare/{name}.json"
-            self._add("prepare", name, content, manifests, [f"{data}/{name}/manifest.json"], receipt)
+            manifests = [fetched(data.archives / archive.file) for archive in dataset.archives.values()]
+            receipt = data.receipt("prepare", name)
+            self._add("prepare", name, content, manifests, [data.prepared(name).manifest], receipt)
         for file, archive in suite.weights.items():
-            self._add(
-                "weights",
-                file,
-                {"archive": archive.identity},
-                [],
-                [f"weights/{file}.json"],
-                f"weights/{file}.made.json",
-            )
+            content, receipt = {"archive": archive.identity}, WEIGHTS / f"{file}.{RECEIPT}"
+            self._add("weights", file, content, [], [fetched(WEIGHTS / file)], receipt)
         for source in suite.published:
             self._add_lists(source)
         for name, protocol in suite.protocols.items():
@@ -133,24 +130,23 @@ class Jobs:
         for name, lists in published.lists.items():
             protocol = suite.protocols[name]
             dataset = suite.datasets[protocol.dataset]
-            paths, inputs = published.paths(name), []
+            paths = published.paths(name)
+            inputs: list[Path] = []
             if dataset.synthetic:
-                content = {
+                content: dict[str, Any] = {
                     "protocol": protocol.model_dump(mode="json"),
                     "lists": {fraction: files.model_dump(mode="json") for fraction, files in lists.items()},
                     "kind": dataset.kind,
                 }
-                drawn = [f"{data}/upstream/lists/{source}/{path}" for path in paths]
-                prepared, receipt = (
-                    [f"{data}/{protocol.dataset}/manifest.json"],
-                    f"{data}/made/mirror/{source}/{name}.json",
-                )
-                inputs = [self._add("mirror", f"{source}/{name}", content, prepared, drawn, receipt).receipt]
+                drawn = [Data(data.upstream).lists(source) / path for path in paths]
+                inputs = [data.receipt("mirror", f"{source}/{name}")]
+                prepared = [data.prepared(protocol.dataset).manifest]
+                self._add("mirror", f"{source}/{name}", content, prepared, drawn, *inputs)
             for path in paths:
                 hashes = published.sha256[path].model_dump() if published.sha256 else public(published.url)
-                stem = f"{source}/{path}"
-                outputs, receipt = [f"{data}/lists/{stem}.json"], f"{data}/made/list/{stem}.json"
-                self._add("list", stem, {"path": path, "expected": hashes}, inputs, outputs, receipt)
+                stem, outputs = f"{source}/{path}", [fetched(data.lists(source) / path)]
+                content = {"path": path, "expected": hashes}
+                self._add("list", stem, content, inputs, outputs, data.receipt("list", stem))
 
     def _add_split(self, name: str, source: str, labelled: int) -> None:
         suite, data, protocol = self.suite, self.data, self.suite.protocols[name]
@@ -163,27 +159,27 @@ class Jobs:
             "protocol": protocol.model_dump(mode="json", exclude={"fractions"}),
             "labelled": labelled,
         }
-        inputs = [f"{data}/{protocol.dataset}/manifest.json"]
+        inputs = [data.prepared(protocol.dataset).manifest]
         if lists:
             published = suite.published[source]
             paths = [path for path in (lists.labelled, lists.unlabelled) if path]
             content |= {"repository": published.repository, "commit": published.commit, "lists": paths}
             hashes = published.sha256 or {}
             content |= {"sha256": {path: hashes[path].model_dump() for path in paths if path in hashes}}
-            inputs += [f"{data}/lists/{source}/{path}.json" for path in paths]
-        folder = f"{data}/splits/{name}/{source}/{labelled}"
-        outputs = [f"{folder}/{file}" for file in ("manifest.json", "labeled.txt", "unlabeled.txt", "val.txt")]
-        self._add("split", f"{name}/{source}/{labelled}", content, inputs, outputs, f"{folder}/made.json")
+            inputs += [fetched(data.lists(source) / path) for path in paths]
+        split = data.split(f"{name}/{source}/{labelled}")
+        outputs = [split.manifest, *map(split.list, ("labeled", "unlabeled", "val"))]
+        self._add("split", f"{name}/{source}/{labelled}", content, inputs, outputs, split.receipt)
 
     def _add_run(self, run: RunSpec) -> None:
-        data, folder = self.data, f"{self.results}/runs/{run.id}"
-        inputs = [f"{data}/{run.dataset_name}/manifest.json", f"{data}/splits/{run.split}/manifest.json"]
-        inputs += [f"{run.weights}.json"] if run.weights else []
-        outputs = [f"{folder}/{file}" for file in ("run.json", "history.csv", "weights.pt", "evaluation.json")]
-        self._add("train", run.id, run.science(), inputs, outputs, f"{folder}/made.json")
+        data, made = self.data, self.results.run(run.id)
+        inputs = [data.prepared(run.dataset_name).manifest, data.split(run.split).manifest]
+        inputs += [fetched(Path(run.weights))] if run.weights else []
+        outputs = [made.record, made.history, made.weights, made.evaluation]
+        self._add("train", run.id, run.science(), inputs, outputs, made.receipt)
 
-    def _run_files(self, runs: set[str], *names: str) -> list[str]:
-        return [f"{self.results}/runs/{run}/{name}" for run in runs for name in names]
+    def _runs(self, runs: set[str]) -> list[Run]:
+        return [self.results.run(run) for run in sorted(runs)]
 
     def _add_report(self) -> None:
         suite, results = self.suite, self.results
@@ -193,16 +189,15 @@ class Jobs:
         listed = {name: [cell.model_dump(mode="json") for cell in own] for name, own in cells.items()}
         tables = {name: table.model_dump(mode="json") for name, table in suite.tables.items()}
         used = {run for cell in suite.cells for run in cell.runs}
-        evaluated = self._run_files(used, "evaluation.json") + self._run_files(set(suite.runs), "history.csv")
-        outputs = [f"{results}/{name}" for name in ("cells.csv", "comparisons.csv", "metrics.json", "curves.csv")]
-        self._add("cells", "all", shown | {"cells": listed}, evaluated, outputs, f"{results}/made/cells.json")
+        inputs = [run.evaluation for run in self._runs(used)] + [run.history for run in self._runs(set(suite.runs))]
+        outputs = [results.cells(), results.comparisons(), results.metrics, results.curves]
+        self._add("cells", "all", shown | {"cells": listed}, inputs, outputs, results.receipt("cells", "all"))
         for name, own in cells.items():
             content = shown | {"table": tables[name], "cells": listed[name]}
-            outputs = [f"{results}/{kind}/{name}.csv" for kind in ("cells", "comparisons", "tables")]
-            outputs += [f"{results}/tables/{name}.{ending}" for ending in ("md", "tex")]
-            runs = {run for cell in own for run in cell.runs}
-            inputs = self._run_files(runs, "evaluation.json")
-            self._add("table", name, content, inputs, outputs, f"{results}/made/table/{name}.json")
+            wide = [results.table(name).with_name(f"{name}.{ending}") for ending in ("csv", "md", "tex")]
+            outputs = [results.cells(name), results.comparisons(name), *wide]
+            inputs = [run.evaluation for run in self._runs({run for cell in own for run in cell.runs})]
+            self._add("table", name, content, inputs, outputs, results.receipt("table", name))
         for name, figure in suite.figures.items():
             shows = figure_cells(suite, name)
             content = {"figure": figure.model_dump(mode="json")}
@@ -212,32 +207,30 @@ class Jobs:
             else:
                 dataset = suite.runs[next(iter(shows.values())).runs[0]].dataset
                 content |= {"classes": [label.model_dump(mode="json") for label in dataset.classes]}
-            outputs = [f"{results}/figures/{name}.{ending}" for ending in ("pdf", "png")]
-            self._add("figure", name, content, self._figure_inputs(name), outputs, f"{results}/made/figure/{name}.json")
+            outputs = [results.figure(name).with_name(f"{name}.{ending}") for ending in ("pdf", "png")]
+            self._add("figure", name, content, self._figure_inputs(name), outputs, results.receipt("figure", name))
         colours = {
             name: dataset.model_dump(mode="json", include={"classes"}) for name, dataset in suite.datasets.items()
         }
         departures = {run: spec.departures for run, spec in suite.runs.items()}
         content = shown | {"tables": tables, "datasets": colours, "departures": departures}
-        inputs = [
-            f"{results}/cells.csv",
-            *self._run_files(set(suite.runs), "run.json", "history.csv", "evaluation.json"),
-        ]
-        self._add("page", "index", content, inputs, [f"{results}/index.html"], f"{results}/made/page.json")
+        every = self._runs(set(suite.runs))
+        inputs = [results.cells(), *(path for run in every for path in (run.record, run.history, run.evaluation))]
+        self._add("page", "all", content, inputs, [results.page], results.receipt("page", "all"))
 
-    def _figure_inputs(self, name: str) -> list[str]:
+    def _figure_inputs(self, name: str) -> list[Path]:
         """The small files that change with the figure's runs, and so with their weights."""
         figure, shown = self.suite.figures[name], figure_cells(self.suite, name).values()
         if figure.kind == "comparison":
-            return [f"{self.results}/cells/{figure.table}.csv"]
+            return [self.results.cells(figure.table)]
         if figure.kind == "curves":
-            return self._run_files({run for cell in shown for run in cell.runs}, "history.csv")
-        return self._run_files({cell.runs[0] for cell in shown}, "evaluation.json")
+            return [run.history for run in self._runs({run for cell in shown for run in cell.runs})]
+        return [run.evaluation for run in self._runs({cell.runs[0] for cell in shown})]
 
 
 def write_specs(jobs: Jobs) -> None:
     """Write the specifications that changed, and remove those of jobs that are no more."""
-    root = Path(jobs.results) / "specs"
+    root = jobs.results.specs
     for kind in KINDS:
         (root / kind).mkdir(parents=True, exist_ok=True)
     wanted = {Path(job.spec) for job in jobs}

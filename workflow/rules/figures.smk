@@ -45,8 +45,8 @@ rule figures:
 
 rule page:
     input:
-        jobs("page", "index").spec,
-        jobs("page", "index").inputs,
+        jobs("page", "all").spec,
+        jobs("page", "all").inputs,
     output:
         report(f"{RESULTS}/index.html", caption="../report/page.rst", category="Tables", labels={"table": "all"}),
         f"{RESULTS}/made/page.json",
