@@ -6,7 +6,7 @@ STAMP := .venv/.installed
 TORCH_PACKAGES := torch|torchvision|triton|nvidia-[a-z0-9-]+|cuda-[a-z0-9-]+
 export PATH := $(CURDIR)/$(BIN):$(PATH)
 
-.PHONY: install demo test test-slurm lint format bench bench-baseline baseline lock
+.PHONY: install demo test test-fast test-slurm lint format bench bench-baseline baseline lock
 .DEFAULT_GOAL := demo
 
 install: $(STAMP)
@@ -38,6 +38,10 @@ lint: $(STAMP)
 
 test: lint
 	pytest -n 2 --dist loadfile # a file's fixtures are expensive: one worker makes them
+
+# What needs neither Snakemake, DVC, Chromium, LaTeX nor kills, in under two minutes.
+test-fast: lint
+	pytest -n 2 --dist loadfile -m "not slurm and not slow"
 
 # As root: installs Debian's SLURM if it is missing, starts a cluster on loopback addresses, and stops it again.
 test-slurm: $(STAMP)

@@ -65,6 +65,7 @@ def live(folder: Path) -> None:
     write_live(folder / "live", [{"epoch": i, "loss": 0.5, "supervised": 0.25} for i in range(5000)])
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(os.geteuid() != 0, reason="mounting a small file system needs root")
 @pytest.mark.parametrize("write", [lambda folder: write_json(folder / "a.json", "x" * 200_000), weights, live])
 def test_a_full_disk_is_one_line_and_leaves_nothing(tmp_path: Path, write: Callable[[Path], None]) -> None:

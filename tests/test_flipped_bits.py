@@ -19,6 +19,8 @@ from u2pl.files import sha256
 from u2pl.models import build_network
 from u2pl.ranks.stopping import StopRequest
 
+pytestmark = pytest.mark.slow
+
 SUPONLY, U2PL = (f"pascal_classic-4-{method}-seed0" for method in ("suponly", "u2pl"))
 Files = dict[Path, bytes]
 

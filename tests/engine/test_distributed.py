@@ -28,6 +28,8 @@ from u2pl.ranks.collectives import all_gather, all_reduce_max, all_reduce_sum, f
 from u2pl.ranks.launch import run_rank
 from u2pl.ranks.layers import SharedDropout2d, SyncBatchNorm2d, data_parallel, is_rank, process_group, span_ranks
 
+pytestmark = pytest.mark.slow
+
 Fork = Callable[[int, Callable[[], None]], list[int | None]]
 OnRanks = Callable[[int, Callable[[], Any]], list[Any]]
 C, IGNORE, SIDE, BATCH, CPU = 5, 255, 17, 8, torch.device("cpu")

@@ -29,6 +29,8 @@ from u2pl.experiments.schema import RunSpec
 from u2pl.ranks.collectives import rank
 from u2pl.ranks.stopping import RESUMABLE, Stopped
 
+pytestmark = pytest.mark.slow
+
 Spec = Callable[..., RunSpec]
 Start = Callable[..., list[int | None]]
 KILLED = -signal.SIGKILL

@@ -21,6 +21,8 @@ from u2pl.engine import run_lock
 from u2pl.engine.run_lock import lock_path, locked_run
 from u2pl.errors import UserError
 
+pytestmark = pytest.mark.slow
+
 # What another process does that holds the lock. A child of it lives on, as a loader's worker does after a SIGKILL.
 HOLD = """
 import os, sys, time

@@ -21,6 +21,8 @@ from u2pl.errors import UserError
 from u2pl.experiments import load_suite
 from u2pl.models import build_network
 
+pytestmark = pytest.mark.slow
+
 RUN = "pascal_classic-4-suponly-seed0"
 
 

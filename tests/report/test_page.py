@@ -22,6 +22,8 @@ from u2pl.report.page import write_page
 sys.path.insert(0, str(Path(__file__).parent))
 from browser import CHROMIUM, Page, chromium  # noqa: E402
 
+pytestmark = pytest.mark.slow
+
 ROOT = Path(__file__).parents[2]
 TABLES = ("table2", "table4", "table6")
 EVIL = "cpu </script><script>window.evil = 1</script><!--"

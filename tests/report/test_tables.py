@@ -188,6 +188,7 @@ def test_a_control_character_is_no_latex() -> None:
             escape(f"a{character}b")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("scale", ["demo", "paper"])
 def test_every_table_of_the_paper_compiles(scale: str, tmp_path: Path) -> None:
     suite = load_suite(scale, ROOT)

@@ -9,6 +9,8 @@ import pytest
 
 from u2pl.experiments import load_suite
 
+pytestmark = pytest.mark.slow
+
 ROOT = Path(__file__).parents[2]
 SNAKEMAKE = str(Path(sys.executable).parent / "snakemake")
 

@@ -9,6 +9,8 @@ from pathlib import Path
 import pytest
 import yaml
 
+pytestmark = pytest.mark.slow
+
 ROOT = Path(__file__).parents[2]
 FILE = "data/own/archives/gtFine_trainvaltest.zip"
 TARGET = f"{FILE}.json"

@@ -19,9 +19,12 @@ ROOT = Path(__file__).parents[2]
 REAL = Path(os.environ.get("U2PL_REAL_DATA", ROOT.parent / "shared/data/real"))
 SNAKEMAKE = str(Path(sys.executable).parent / "snakemake")
 
-pytestmark = pytest.mark.skipif(
-    not (REAL / "VOCdevkit").is_dir(), reason="no real files of the data sets here (U2PL_REAL_DATA)"
-)
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.skipif(
+        not (REAL / "VOCdevkit").is_dir(), reason="no real files of the data sets here (U2PL_REAL_DATA)"
+    ),
+]
 
 NETWORK = {"encoder": "resnet18", "width": 16, "channels": 32, "representation": 32}
 SMALL = {

@@ -16,6 +16,8 @@ import yaml
 from u2pl.experiments import load_suite
 from u2pl.experiments.specs import Jobs, write_specs
 
+pytestmark = pytest.mark.slow
+
 BIN = Path(sys.executable).parent
 RUNS = ["pascal_classic-4-suponly-seed0", "pascal_classic-4-u2pl-r_low=2-seed0"]
 CELL = {"table": "small", "row": "U2PL", "protocol": "pascal_classic", "fraction": "1/8"}
