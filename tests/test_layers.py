@@ -1,6 +1,8 @@
 """Imports go one way, and in no circle."""
 
 import ast
+import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -53,3 +55,9 @@ def test_no_module_imports_itself_by_a_detour() -> None:
         leaves = {name for name, needed in graph.items() if not needed & graph.keys()}
         assert leaves, f"a circle among {sorted(graph)}"
         graph = {name: needed for name, needed in graph.items() if name not in leaves}
+
+
+def test_methods_and_models_need_torch_alone() -> None:
+    """Whoever takes them for work of their own installs no more."""
+    code = "import sys; sys.modules |= dict.fromkeys(['pydantic', 'yaml', 'pandas']); import u2pl.methods, u2pl.models"
+    subprocess.run([sys.executable, "-c", code], check=True)

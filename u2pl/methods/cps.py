@@ -1,7 +1,9 @@
 """CPS: two networks learn each other's labels (cross pseudo supervision, Chen et al., CVPR 2021)."""
 
+from __future__ import annotations
+
 from collections.abc import Callable
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
@@ -13,8 +15,10 @@ from u2pl.components.progress import Progress
 from u2pl.components.pseudo_labels import supervised_loss
 from u2pl.components.resize import upsample
 from u2pl.components.supervised import labelled_loss
-from u2pl.experiments import settings as s
 from u2pl.methods.method import Batch, Losses, Method, Setup
+
+if TYPE_CHECKING:
+    from u2pl.experiments import settings as s
 
 
 class CPS(Method):

@@ -1,5 +1,9 @@
 """CutMix: the student learns the teacher's labels on mixed unlabelled images."""
 
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
 import torch
 from torch import nn
 
@@ -10,8 +14,10 @@ from u2pl.components.pseudo_labels import unsupervised_loss
 from u2pl.components.resize import upsample
 from u2pl.components.supervised import labelled_loss
 from u2pl.components.teacher import Teacher
-from u2pl.experiments import settings as s
 from u2pl.methods.method import Batch, Losses, Method, Setup
+
+if TYPE_CHECKING:
+    from u2pl.experiments import settings as s
 
 
 class CutMix(Method):

@@ -1,12 +1,18 @@
 """SupOnly: the supervised loss on the labelled images alone."""
 
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
 from torch import nn
 
 from u2pl.components.outputs import halves, summed
 from u2pl.components.progress import Progress
 from u2pl.components.supervised import labelled_loss
-from u2pl.experiments import settings as s
 from u2pl.methods.method import Batch, Losses, Method, Setup
+
+if TYPE_CHECKING:
+    from u2pl.experiments import settings as s
 
 
 class SupOnly(Method):

@@ -1,5 +1,9 @@
 """U2PL: Algorithm 1 of the paper."""
 
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
 import torch
 from torch import Tensor, nn
 
@@ -19,9 +23,11 @@ from u2pl.components.resize import nearest, upsample
 from u2pl.components.supervised import labelled_loss
 from u2pl.components.teacher import Teacher
 from u2pl.components.unreliable_contrast import UnreliableContrast, View, channels_of
-from u2pl.experiments import settings as s
 from u2pl.methods.method import Batch, Losses, Method, Setup
 from u2pl.ranks.collectives import all_gather, all_reduce_sum
+
+if TYPE_CHECKING:
+    from u2pl.experiments import settings as s
 
 
 class U2PL(Method):
