@@ -168,7 +168,7 @@ def test_specifications_are_written_only_where_they_changed(clone):
     edit(clone, "datasets.yaml", lambda sets: sets["pascal"]["classes"][1].update(colour=[1, 2, 3]))
     write_specs(Jobs(load_suite("demo")))
     changed = {str(path.relative_to(root)) for path in before if path.stat().st_ino != before[path]}
-    assert changed == {"figure/fig1.json", "page/index.json"}
+    assert changed == {"figure/fig1.json", "page/all.json"}
 
 
 def start(folder, log, *arguments):
