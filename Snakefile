@@ -8,10 +8,10 @@ from snakemake.utils import min_version
 
 from u2pl.errors import UserError
 from u2pl.experiments import load_suite
-from u2pl.experiments.params import validate
+from u2pl.experiments.read import validate
 from u2pl.experiments.schema import Config
 from u2pl.experiments.settle import prepare_scale
-from u2pl.experiments.specs import Jobs
+from u2pl.experiments.specs import PLANNED, Jobs
 
 min_version("9.0")
 
@@ -28,7 +28,7 @@ RESULTS = f"results/{suite.scale}"
 # The `u2pl` beside the interpreter that runs Snakemake: no environment has to be activated. Snakemake formats the prefix
 # like a command.
 BIN = shlex.quote(str(Path(sys.executable).parent)).replace("{", "{{").replace("}", "}}")
-shell.prefix(f"set -euo pipefail; export PATH={BIN}:$PATH; ")
+shell.prefix(f"set -euo pipefail; export PATH={BIN}:$PATH {PLANNED}=1; ")
 
 
 report: "workflow/report/workflow.rst"

@@ -12,7 +12,7 @@ from torch import Tensor
 from u2pl.components.teacher import Teacher
 from u2pl.engine.evaluate import confusion_matrix, network_of, sliding_logits, window_starts
 from u2pl.experiments import load_suite
-from u2pl.experiments.schema import RunSpec
+from u2pl.experiments.suite import RunSpec
 from u2pl.methods import METHODS, Progress, Setup, build_method
 from u2pl.models import DeepLab
 

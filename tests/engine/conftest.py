@@ -18,7 +18,8 @@ from made import PREPARED, SPLIT
 from PIL import Image
 
 from tests.small import settings_for
-from u2pl.experiments.schema import Dataset, Recipe, RunSpec
+from u2pl.experiments.schema import Dataset, Recipe
+from u2pl.experiments.suite import RunSpec
 
 torch.set_num_threads(1)
 COLOURS = np.array([[40, 40, 40], [220, 40, 40], [40, 40, 220]])

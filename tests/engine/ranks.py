@@ -16,7 +16,7 @@ from torch.distributed.distributed_c10d import _set_pg_timeout
 from torch.distributed.elastic.multiprocessing import PContext
 
 from u2pl.errors import UserError
-from u2pl.experiments.schema import RunSpec
+from u2pl.experiments.suite import RunSpec
 from u2pl.ranks import launch as launching
 from u2pl.ranks.collectives import rank
 from u2pl.ranks.launch import launch, run_rank

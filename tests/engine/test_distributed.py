@@ -20,7 +20,7 @@ from u2pl.components.ohem import ohem_loss
 from u2pl.data.batches import TrainBatches
 from u2pl.engine.evaluate import evaluate
 from u2pl.errors import UserError
-from u2pl.experiments.schema import RunSpec
+from u2pl.experiments.suite import RunSpec
 from u2pl.methods import Progress, Setup, build_method
 from u2pl.models import build_network
 from u2pl.ranks import launch as launching

@@ -27,7 +27,7 @@ from u2pl.engine.evaluate import (
     window_starts,
 )
 from u2pl.errors import UserError
-from u2pl.experiments.schema import RunSpec
+from u2pl.experiments.suite import RunSpec
 from u2pl.models import build_network
 
 IGNORE = 255

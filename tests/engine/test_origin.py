@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from u2pl.engine.origin import git_state, record
-from u2pl.experiments.schema import RunSpec
+from u2pl.experiments.suite import RunSpec
 
 Spec = Callable[..., RunSpec]
 NOWHERE = {"commit": None, "dirty": None, "diff_sha256": None}

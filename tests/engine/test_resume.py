@@ -25,7 +25,7 @@ from u2pl.engine import checkpoints
 from u2pl.engine.checkpoints import StateFile
 from u2pl.engine.train import Trainer, train
 from u2pl.errors import UserError
-from u2pl.experiments.schema import RunSpec
+from u2pl.experiments.suite import RunSpec
 from u2pl.ranks.collectives import rank
 from u2pl.ranks.stopping import RESUMABLE, Stopped
 

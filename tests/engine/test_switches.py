@@ -9,7 +9,7 @@ import torch
 
 from u2pl.engine.seeding import deterministic
 from u2pl.engine.train import Trainer
-from u2pl.experiments.schema import RunSpec
+from u2pl.experiments.suite import RunSpec
 
 Spec = Callable[..., RunSpec]
 cuda = pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device here")

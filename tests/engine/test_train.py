@@ -15,8 +15,8 @@ from u2pl.engine.evaluate import evaluate_run, evaluated_network
 from u2pl.engine.optimisers import assert_all_optimised, poly
 from u2pl.engine.train import Trainer, train
 from u2pl.errors import UserError
-from u2pl.experiments.schema import RunSpec
 from u2pl.experiments.settings import Stream
+from u2pl.experiments.suite import RunSpec
 from u2pl.methods import METHODS, Setup, build_method
 from u2pl.models import build_network
 

@@ -12,7 +12,7 @@ import yaml
 
 from u2pl.errors import UserError
 from u2pl.experiments import load_suite
-from u2pl.experiments.params import LOADER, nearest, pick, read_yaml
+from u2pl.experiments.read import LOADER, nearest, pick, read_yaml
 from u2pl.experiments.schema import Config
 
 ROOT = Path(__file__).parents[2]

@@ -5,7 +5,8 @@ from pathlib import Path
 import pytest
 from made import evaluation, record
 
-from u2pl.experiments.schema import Cell, Column, Row, Scale, Suite, Table
+from u2pl.experiments.schema import Column, Row, Scale, Table
+from u2pl.experiments.suite import Cell, Suite
 from u2pl.files import write_json
 
 # Percent mIoU of the best checkpoint by method, fraction and seed.

@@ -13,7 +13,7 @@ from scipy import stats
 from u2pl.cli.main import main
 from u2pl.errors import UserError
 from u2pl.experiments import load_suite
-from u2pl.experiments.schema import Suite
+from u2pl.experiments.suite import Suite
 from u2pl.files import read_json, sha256, write_json
 from u2pl.report import baseline as check
 

@@ -8,7 +8,7 @@ from made import evaluation
 from scipy import stats
 
 from u2pl.errors import UserError
-from u2pl.experiments.schema import Suite
+from u2pl.experiments.suite import Suite
 from u2pl.files import read_json, write_json
 from u2pl.report.cells import COLUMNS, collect, compare, read_cells, write_cells
 

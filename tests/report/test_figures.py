@@ -16,7 +16,8 @@ from PIL import Image
 from u2pl.cli.main import main
 from u2pl.errors import UserError
 from u2pl.experiments import figure_cells, load_suite
-from u2pl.experiments.schema import ClassLabel, Suite, Table
+from u2pl.experiments.schema import ClassLabel, Table
+from u2pl.experiments.suite import Suite
 from u2pl.folders import Run
 from u2pl.report import figures
 from u2pl.report.cells import write_cells

@@ -14,7 +14,7 @@ from made import evaluation, history, record
 
 from u2pl.errors import UserError
 from u2pl.experiments import load_suite
-from u2pl.experiments.schema import Suite
+from u2pl.experiments.suite import Suite
 from u2pl.files import sha256, write_json
 from u2pl.report.cells import write_cells
 from u2pl.report.page import write_page

@@ -12,7 +12,8 @@ from made import evaluation, record
 
 from u2pl.errors import UserError
 from u2pl.experiments import load_suite
-from u2pl.experiments.schema import Suite, Table
+from u2pl.experiments.schema import Table
+from u2pl.experiments.suite import Suite
 from u2pl.files import write_json
 from u2pl.report.cells import write_cells
 from u2pl.report.latex import SYMBOLS, escape

@@ -14,7 +14,7 @@ import pytest
 import yaml
 
 from u2pl.experiments import load_suite
-from u2pl.experiments.specs import Jobs, write_specs
+from u2pl.experiments.specs import PLANNED, Jobs, write_specs
 
 pytestmark = pytest.mark.slow
 
@@ -198,6 +198,23 @@ def test_kill_9_and_the_same_command_again(home, clone, tmp_path):
     ok(clone, *PROFILE)
     assert (clone / "results/demo/tables/small.tex").read_bytes() == table
     assert planned(clone, *PROFILE) == NOTHING
+
+
+def test_a_job_does_what_was_planned_or_nothing(clone, monkeypatch):
+    """Params edited between plan and start: the job refuses, the next plan has them; by hand they count at once."""
+    os.chdir(clone)
+    write_specs(Jobs(load_suite("demo")))
+    spec = clone / "results/demo/specs/table/small.json"
+    before = spec.read_bytes()
+    edit(clone, "tables/small.yaml", lambda table: table.update(caption="Another."))
+    monkeypatch.setenv(PLANNED, "1")
+    done = subprocess.run([sys.executable, "-m", "u2pl", "table", "small"], capture_output=True, text=True)
+    assert done.returncode == 2 and len(done.stderr.splitlines()) == 1
+    assert "specs/table/small.json: found another specification than today's params give" in done.stderr
+    assert spec.read_bytes() == before
+    monkeypatch.delenv(PLANNED)
+    done = subprocess.run([sys.executable, "-m", "u2pl", "table", "small"], capture_output=True, text=True)
+    assert done.returncode == 0 and b"Another." in spec.read_bytes(), done.stderr
 
 
 def test_we_never_name_the_folder_of_snakemake():

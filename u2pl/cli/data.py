@@ -7,7 +7,7 @@ import typer
 
 from u2pl.errors import UserError
 from u2pl.experiments import Suite, load_suite, published_list
-from u2pl.experiments.params import pick
+from u2pl.experiments.read import pick
 from u2pl.experiments.schema import Dataset, Protocol, PublishedSource
 from u2pl.experiments.specs import recorded
 from u2pl.folders import WEIGHTS, Data, data_of

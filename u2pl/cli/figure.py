@@ -6,10 +6,10 @@ from u2pl.cli.data import restored
 from u2pl.data.lists import read_ids
 from u2pl.data.splits.draw import check
 from u2pl.experiments import figure_cells
-from u2pl.experiments.params import pick
-from u2pl.experiments.schema import Suite
+from u2pl.experiments.read import pick
 from u2pl.experiments.settings import unreliable_share
 from u2pl.experiments.specs import recorded
+from u2pl.experiments.suite import Suite
 from u2pl.folders import data_of, results_of
 from u2pl.report import figures
 

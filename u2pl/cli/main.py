@@ -14,7 +14,7 @@ import typer
 from u2pl.cli.data import Scale, data, restored, splits
 from u2pl.errors import UserError
 from u2pl.experiments import RunSpec, Suite, load_suite
-from u2pl.experiments.params import pick
+from u2pl.experiments.read import pick
 from u2pl.experiments.specs import Jobs, recorded, write_specs
 from u2pl.folders import baseline_of, data_of, results_of
 

@@ -27,7 +27,7 @@ from u2pl.data.lists import list_bytes, sort_ids
 from u2pl.data.progress import progress
 from u2pl.data.sources.fetch import fetched_sha256
 from u2pl.errors import UserError
-from u2pl.experiments.params import validate
+from u2pl.experiments.read import validate
 from u2pl.experiments.records import PreparedManifest, plain, read, write
 from u2pl.experiments.schema import Dataset
 from u2pl.files import atomic_path, locked, read_json, sha256, write_json

@@ -18,7 +18,7 @@ from u2pl.models.weights import difference, read_dict
 from u2pl.ranks.collectives import rank, world_size
 
 if TYPE_CHECKING:
-    from u2pl.experiments.schema import RunSpec
+    from u2pl.experiments.suite import RunSpec
 
 NUMERICS = ("components", "data", "engine", "methods", "models")  # the parts of the package that make the numbers
 Weights = dict[str, Tensor]

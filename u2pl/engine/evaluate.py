@@ -18,7 +18,7 @@ from u2pl.data.lists import read_ids
 from u2pl.engine.checkpoints import load_network_weights, load_run
 from u2pl.engine.seeding import choose_device, deterministic
 from u2pl.errors import UserError
-from u2pl.experiments.params import validate
+from u2pl.experiments.read import validate
 from u2pl.experiments.records import RunEvaluation, write
 from u2pl.folders import Run, Split
 from u2pl.methods import method_class
@@ -27,7 +27,8 @@ from u2pl.models.deeplab import upsample
 from u2pl.ranks.collectives import all_reduce_sum, rank, world_size
 
 if TYPE_CHECKING:
-    from u2pl.experiments.schema import Dataset, RunSpec
+    from u2pl.experiments.schema import Dataset
+    from u2pl.experiments.suite import RunSpec
 
 Sample = tuple[Tensor, Tensor]
 

@@ -18,7 +18,7 @@ from u2pl.files import sha256
 from u2pl.folders import Prepared, Split
 
 if TYPE_CHECKING:
-    from u2pl.experiments.schema import RunSpec
+    from u2pl.experiments.suite import RunSpec
 
 LIBRARIES = ("u2pl", "torchvision", "numpy", "pillow")
 # What numbers are made by; other tracked files, such as dvc.lock, change by running.

@@ -22,7 +22,8 @@ from u2pl.experiments.settings import unreliable_share
 from u2pl.folders import Run
 
 if TYPE_CHECKING:
-    from u2pl.experiments.schema import Dataset, RunSpec
+    from u2pl.experiments.schema import Dataset
+    from u2pl.experiments.suite import RunSpec
 
 
 @dataclass(frozen=True)

@@ -9,7 +9,7 @@ from u2pl.engine import checkpoints
 from u2pl.engine.origin import peak_memory_mb
 from u2pl.engine.trainer import Trainer
 from u2pl.errors import UserError
-from u2pl.experiments.params import validate
+from u2pl.experiments.read import validate
 from u2pl.experiments.records import RunRecord, write, write_history
 from u2pl.files import sha256
 from u2pl.folders import Run

@@ -17,7 +17,7 @@ from u2pl.ranks.layers import process_group, wait_for_files
 from u2pl.ranks.stopping import Stopped, StopRequest
 
 if TYPE_CHECKING:
-    from u2pl.experiments.schema import RunSpec
+    from u2pl.experiments.suite import RunSpec
 
 
 def train(

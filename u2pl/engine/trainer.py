@@ -26,7 +26,7 @@ from u2pl.ranks.collectives import rank, world_size
 from u2pl.ranks.layers import data_parallel, span_ranks
 
 if TYPE_CHECKING:
-    from u2pl.experiments.schema import RunSpec
+    from u2pl.experiments.suite import RunSpec
 
 CHECK_EVERY = 50  # steps
 

@@ -7,9 +7,10 @@ from pathlib import Path
 from typing import Any
 
 from u2pl.errors import UserError
-from u2pl.experiments.params import nearest, pick, validate
-from u2pl.experiments.schema import LISTS, Dataset, Method, Preset, Protocol, Scale, Suite
+from u2pl.experiments.read import nearest, pick, validate
+from u2pl.experiments.schema import LISTS, Dataset, Method, Preset, Protocol, Scale
 from u2pl.experiments.settings import SETTINGS, Contrast, Training
+from u2pl.experiments.suite import Suite
 
 # Names become folders, wildcards, words of a shell and parts of run ids, whose hyphens separate the parts.
 NAME = re.compile("[A-Za-z0-9_]+")

@@ -6,11 +6,11 @@ from pathlib import Path
 from statistics import fmean
 from typing import NamedTuple, get_args
 
-from u2pl.experiments.params import validate
+from u2pl.experiments.read import validate
 from u2pl.experiments.records import RecordedSpec, RunRecord, read
 from u2pl.experiments.schedule import images_per_step, steps_of, validations
-from u2pl.experiments.schema import RunSpec, Suite
 from u2pl.experiments.settings import SETTINGS, Contrast, Draw
+from u2pl.experiments.suite import RunSpec, Suite
 from u2pl.folders import Results
 
 MARGIN = 1.5  # of the time limit over the estimate: GPUs differ, and a run that is stopped waits in the queue again

@@ -18,11 +18,10 @@ from u2pl.experiments.checks import (
     check_settings,
     settings_of,
 )
-from u2pl.experiments.params import merge, nearest, pick, read_yaml, validate
+from u2pl.experiments.read import merge, nearest, pick, read_yaml, validate
 from u2pl.experiments.schema import (
     DEFAULT_FIDELITY,
     Archive,
-    Cell,
     CellName,
     Column,
     Dataset,
@@ -34,13 +33,12 @@ from u2pl.experiments.schema import (
     PublishedSource,
     Recipe,
     Row,
-    RunSpec,
     Scale,
     Strict,
-    Suite,
     Table,
 )
 from u2pl.experiments.settings import SETTINGS, Training
+from u2pl.experiments.suite import Cell, RunSpec, Suite
 from u2pl.experiments.synthetic import drawn_dataset, drawn_lists
 
 

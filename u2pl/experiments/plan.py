@@ -6,9 +6,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from u2pl.experiments.cost import Rate, estimated, measured, seconds, shape_of, state_mb, weights_mb
-from u2pl.experiments.params import pick
+from u2pl.experiments.read import pick
 from u2pl.experiments.records import recorded
-from u2pl.experiments.schema import Suite
+from u2pl.experiments.suite import Suite
 from u2pl.folders import Data, Results, Run
 
 if TYPE_CHECKING:

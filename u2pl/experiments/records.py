@@ -10,7 +10,7 @@ from typing import Annotated, Any, Literal, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from u2pl.experiments.params import validate
+from u2pl.experiments.read import validate
 from u2pl.experiments.values import Byte, Percent, Positive, Seed, Sha256, Strict
 from u2pl.files import atomic_path, read_json, write_json
 

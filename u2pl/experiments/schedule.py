@@ -2,8 +2,9 @@
 
 import math
 
-from u2pl.experiments.schema import Recipe, RunSpec, Suite
+from u2pl.experiments.schema import Recipe
 from u2pl.experiments.settings import SupOnly, Training
+from u2pl.experiments.suite import RunSpec, Suite
 
 
 def images_per_step(batch: int, batch_size: str) -> int:

@@ -1,21 +1,16 @@
 """The typed form of `params/`: every key the suite knows, and no other."""
 
-import hashlib
-import json
 from typing import Annotated, Any, Literal
 
 from pydantic import (
     AfterValidator,
     Field,
-    SerializeAsAny,
-    ValidationInfo,
     field_serializer,
-    field_validator,
     model_validator,
 )
 
 from u2pl.addresses import public
-from u2pl.experiments.settings import SETTINGS, Training
+from u2pl.experiments.settings import Training
 from u2pl.experiments.values import (
     AsTuple,
     Byte,
@@ -227,14 +222,6 @@ class Recipe(Strict):
     estimate: Estimate
 
 
-# Left out of what identifies a run while they have the reference's values.
-COMPUTATION = ("precision", "tf32", "channels_last", "fused_sgd")
-# Never part of it.
-MACHINE = (
-    "gpus", "threads", "mem_mb", "estimate", "workers", "persistent_workers", "pinned_memory", "save_every_minutes",
-)  # fmt: skip
-
-
 DEFAULT_FIDELITY = "paper"
 
 
@@ -354,103 +341,6 @@ class Scale(Strict):
     fidelity: dict[str, dict[str, Any]] = {}
     splits: dict[str, dict[str, Any]] = {}
     figures: dict[str, dict[str, Any]] = {}
-
-
-class RunSpec(Strict):
-    """One training with every setting resolved."""
-
-    scale: str
-    protocol: str
-    fraction: Fraction
-    labelled: int
-    method: str
-    fidelity: str  # the preset that `overrides` start from: the one with fewer of them
-    overrides: dict[str, Any]  # settings that differ from the preset's
-    departures: dict[str, Any] = {}  # setting -> the paper preset's value, where ours is another one
-    seed: int
-    dataset_name: str
-    dataset: Dataset
-    recipe: Recipe
-    settings: SerializeAsAny[Training]  # of the method's own class
-
-    @field_validator("settings", mode="before")
-    @classmethod
-    def of_the_method(cls, value: Any, info: ValidationInfo) -> Any:
-        """A mapping, as files hold it, becomes the settings class of `method`."""
-        kind = SETTINGS.get(info.data.get("method", ""), Training)
-        return kind.model_validate(value) if isinstance(value, dict) else value
-
-    @property
-    def weights(self) -> str | None:
-        """The encoder weights file that fits the stem; None: random initialisation."""
-        return self.recipe.network.weights.get(self.settings.backbone_stem)
-
-    @property
-    def split(self) -> str:
-        """The folder of the split lists below data/<scale>/splits."""
-        return f"{self.protocol}/{self.settings.split_source}/{self.labelled}"
-
-    def science(self) -> dict[str, Any]:
-        """What the numbers depend on: all but addresses, colours and what the machine is asked for."""
-        reference = [name for name in COMPUTATION if getattr(self.recipe, name) == Recipe.model_fields[name].default]
-        machine = {name: True for name in (*MACHINE, *reference)}
-        dataset: dict[str, Any] = {"archives": True, "disk_mb": True, "synthetic": True, "evaluation": {"batch": True}}
-        dataset["classes"] = {"__all__": {"colour": True}}
-        exclude: dict[str, Any] = {"recipe": machine, "dataset": dataset}
-        # The preset is a way to write settings, not one of them.
-        exclude |= {"fidelity": True, "overrides": True, "departures": True}
-        return self.model_dump(mode="json", exclude=exclude)
-
-    @property
-    def params_sha256(self) -> str:
-        """SHA-256 of `science()`."""
-        return hashlib.sha256(json.dumps(self.science(), sort_keys=True).encode()).hexdigest()
-
-    @property
-    def id(self) -> str:
-        """Canonical and readable: equal settings give the equal id."""
-        changed = [f"{key}={value}" for key, value in sorted(self.overrides.items())]
-        reading = [] if self.fidelity == DEFAULT_FIDELITY else [self.fidelity]
-        return "-".join([self.protocol, str(self.labelled), self.method, *reading, *changed, f"seed{self.seed}"])
-
-
-class Cell(Strict):
-    """One number of one table; `runs` holds a run id per seed, none for quoted cells."""
-
-    table: str
-    row: str
-    column: str
-    fraction: str
-    protocol: str
-    labelled: int
-    method: str
-    fidelity: str
-    overrides: dict[str, Any]
-    source: Literal["measured", "quoted"]
-    checkpoint: Literal["best", "last"]  # which of a run's two evaluations is reported
-    paper: float | None
-    runs: list[str]
-
-
-class Suite(Strict):
-    """Everything a scale measures."""
-
-    scale: str
-    params: Scale
-    datasets: dict[str, Dataset]
-    protocols: dict[str, Protocol]
-    methods: dict[str, Method] = {}
-    weights: dict[str, Archive]
-    published: dict[str, PublishedSource] = {}  # split lists of other repositories
-    tables: dict[str, Table]
-    runs: dict[str, RunSpec]
-    cells: list[Cell]
-    figures: dict[str, Figure] = {}  # those whose tables the scale has
-
-    @property
-    def baseline_runs(self) -> list[str]:
-        """The runs whose numbers are kept in results/baselines/<scale>.csv."""
-        return list(self.runs) if self.params.baseline is None else self.params.baseline
 
 
 class Config(Strict):

@@ -13,8 +13,8 @@ from pathlib import Path
 from typing import IO
 
 from u2pl.errors import UserError
-from u2pl.experiments.schema import Suite
 from u2pl.experiments.specs import Job, Jobs, is_current, there, write_specs
+from u2pl.experiments.suite import Suite
 from u2pl.files import atomic_path, read_json
 from u2pl.folders import results_of
 

@@ -9,6 +9,7 @@ new.
 
 import hashlib
 import json
+import os
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -19,11 +20,12 @@ from typing import Any
 from u2pl.addresses import public
 from u2pl.errors import UserError
 from u2pl.experiments.grid import figure_cells, published_list
-from u2pl.experiments.params import nearest
-from u2pl.experiments.schema import RunSpec, Suite
+from u2pl.experiments.read import nearest
+from u2pl.experiments.suite import RunSpec, Suite
 from u2pl.files import atomic_path, read_json, sha256, write_json
 from u2pl.folders import RECEIPT, WEIGHTS, Data, Run, data_of, fetched, results_of
 
+PLANNED = "U2PL_PLANNED"  # in the environment of jobs that Snakemake starts
 KINDS = (
     "synthesize", "fetch", "weights", "prepare", "mirror", "list", "split", "train", "cells", "table", "figure", "page",
 )  # fmt: skip
@@ -249,19 +251,24 @@ def _write_spec(job: Job) -> None:
 
 
 @contextmanager
-def recorded(suite: Suite, kind: str, *name: str) -> Iterator[Any]:
-    """Yield the specification of a job as its file holds it, and write the job's receipt if the block succeeds.
+def recorded(suite: Suite, kind: str, *name: str) -> Iterator[None]:
+    """Do a job by its specification, and write its receipt if the block succeeds.
 
-    By hand the file may be missing, or of former params: it is written then.
+    By hand the file may be missing, or of former params: it is written then. In a job that Snakemake has planned it
+    must be what the verb would do: raises UserError if params were edited in between.
     """
     jobs = Jobs(suite)
     job = jobs(kind, *name)
+    if PLANNED in os.environ and there(job.spec) and Path(job.spec).read_text(encoding="utf-8") != job.text:
+        raise UserError(
+            job.spec, "another specification than today's params give", "the same command again, to plan anew"
+        )
     _write_spec(job)
     inputs = {path: sha256(Path(path)) for path in job.inputs if there(path)}
     receipt = {"spec_sha256": job.sha256, "inputs": inputs, "above": jobs.above(job)}
     if not is_current(job, {}):  # an interruption must not leave new files under an old receipt
         Path(job.receipt).unlink(missing_ok=True)
-    yield read_json(Path(job.spec))
+    yield
     write_json(Path(job.receipt), receipt)
 
 

@@ -4,7 +4,7 @@ import math
 from pathlib import Path
 from typing import Any
 
-from u2pl.experiments.params import validate
+from u2pl.experiments.read import validate
 from u2pl.experiments.schema import Dataset, PublishedSource, Scale, Synthetic
 from u2pl.folders import Data, data_of
 

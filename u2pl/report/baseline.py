@@ -21,9 +21,9 @@ import pandas as pd
 from scipy.special import stdtrit
 
 from u2pl.errors import UserError
-from u2pl.experiments.params import pick
+from u2pl.experiments.read import pick
 from u2pl.experiments.records import plain
-from u2pl.experiments.schema import Suite
+from u2pl.experiments.suite import Suite
 from u2pl.files import atomic_path
 from u2pl.folders import Results
 from u2pl.report.history import read_history

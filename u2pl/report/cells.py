@@ -9,7 +9,7 @@ import numpy as np
 import pandas as pd
 
 from u2pl.errors import UserError
-from u2pl.experiments.schema import Cell, Suite
+from u2pl.experiments.suite import Cell, Suite
 from u2pl.files import atomic_path
 from u2pl.report.runs import read_run
 from u2pl.report.statistics import Sample, verdict

@@ -5,7 +5,7 @@ from typing import Any
 
 import pandas as pd
 
-from u2pl.experiments.schema import Suite
+from u2pl.experiments.suite import Suite
 from u2pl.files import atomic_path, write_json
 from u2pl.folders import Results
 from u2pl.report.cells import read_cells

@@ -17,7 +17,8 @@ from numpy.typing import NDArray
 
 from u2pl.data.images import UInt8
 from u2pl.errors import UserError
-from u2pl.experiments.schema import ClassLabel, Suite, Table
+from u2pl.experiments.schema import ClassLabel, Table
+from u2pl.experiments.suite import Suite
 from u2pl.files import atomic_path
 from u2pl.report.cells import read_cells
 from u2pl.report.history import read_curves

@@ -5,9 +5,9 @@ from pathlib import Path
 import pandas as pd
 
 from u2pl.errors import UserError
-from u2pl.experiments.params import validate
+from u2pl.experiments.read import validate
 from u2pl.experiments.records import HistoryRow, RunRecord, read
-from u2pl.experiments.schema import Suite
+from u2pl.experiments.suite import Suite
 from u2pl.files import sha256
 from u2pl.folders import Results, Run
 

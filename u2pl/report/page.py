@@ -11,7 +11,7 @@ import pandas as pd
 from jinja2 import Environment, StrictUndefined
 
 from u2pl.errors import UserError
-from u2pl.experiments.schema import Suite
+from u2pl.experiments.suite import Suite
 from u2pl.files import atomic_path
 from u2pl.folders import Results
 from u2pl.report.cells import read_cells

@@ -9,9 +9,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from u2pl.errors import UserError
-from u2pl.experiments.params import pick
+from u2pl.experiments.read import pick
 from u2pl.experiments.records import RunEvaluation, RunRecord, Scores, read
-from u2pl.experiments.schema import Suite
+from u2pl.experiments.suite import Suite
 from u2pl.folders import Results
 
 ROUNDING = 1e-12  # relative; one pixel of Cityscapes' validation set changes a mIoU by more

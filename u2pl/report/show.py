@@ -10,9 +10,9 @@ from rich.table import Table
 from rich.text import Text
 
 from u2pl.errors import UserError
-from u2pl.experiments.params import pick
+from u2pl.experiments.read import pick
 from u2pl.experiments.records import plain
-from u2pl.experiments.schema import Cell, Suite
+from u2pl.experiments.suite import Cell, Suite
 from u2pl.report.cells import NUMBERS, collect
 from u2pl.report.runs import command, read_run
 from u2pl.report.tables import DECIMALS

@@ -25,9 +25,10 @@ from rich.text import Text
 from u2pl.data.sources.fetch import manifest_of
 from u2pl.data.splits import draw as splits
 from u2pl.errors import UserError
-from u2pl.experiments.params import validate
+from u2pl.experiments.read import validate
 from u2pl.experiments.records import FetchedManifest, PreparedManifest, RunRecord, SplitManifest, plain, read
-from u2pl.experiments.schema import Archive, Recipe, RunSpec, Suite
+from u2pl.experiments.schema import Archive, Recipe
+from u2pl.experiments.suite import RunSpec, Suite
 from u2pl.files import sha256
 from u2pl.folders import Data, Prepared, Results, Run
 from u2pl.report.cells import suite_of_table, write_cells, write_comparisons

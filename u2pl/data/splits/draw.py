@@ -14,7 +14,7 @@ from typing import Any
 from u2pl.data.lists import hash_ids, read_ids, sort_ids, write_ids
 from u2pl.errors import UserError
 from u2pl.experiments import records
-from u2pl.experiments.params import validate
+from u2pl.experiments.read import validate
 from u2pl.experiments.records import PreparedManifest, SplitManifest
 from u2pl.experiments.schema import Protocol
 from u2pl.files import sha256
