@@ -39,7 +39,7 @@ lint: $(STAMP)
 test: lint
 	pytest -n 2 --dist loadfile # a file's fixtures are expensive: one worker makes them
 
-# What needs neither Snakemake, DVC, Chromium, LaTeX nor kills, in under two minutes.
+# What needs neither Snakemake, DVC, Chromium, LaTeX, a whole scale nor kills, in under two minutes.
 test-fast: lint
 	pytest -n 2 --dist loadfile -m "not slurm and not slow"
 

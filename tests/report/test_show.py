@@ -23,6 +23,8 @@ from u2pl.cli.main import main
 from u2pl.experiments import load_suite, published_list
 from u2pl.report.verify import Check, verify
 
+pytestmark = pytest.mark.slow
+
 ROOT = Path(__file__).parents[2]
 TABLE = {
     "caption": "A small table.",
