@@ -61,3 +61,12 @@ def test_methods_and_models_need_torch_alone() -> None:
     """Whoever takes them for work of their own installs no more."""
     code = "import sys; sys.modules |= dict.fromkeys(['pydantic', 'yaml', 'pandas']); import u2pl.methods, u2pl.models"
     subprocess.run([sys.executable, "-c", code], check=True)
+
+
+def test_a_state_knows_all_code_that_makes_numbers() -> None:
+    """Every package that a training imports, but for what reads params, is part of the hash that a resume compares."""
+    code = "import sys, u2pl.engine.train, u2pl.engine.checkpoints as c; print(*c.NUMERICS); print(*sys.modules)"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    known, loaded = (set(line.split()) for line in done.stdout.splitlines())
+    packages = {name.split(".")[1] for name in loaded if name.startswith("u2pl.") and name.count(".") > 1}
+    assert packages - {"experiments"} == known

@@ -1,4 +1,4 @@
-"""Killed and told to stop at any step, a training goes on to the bits of one that was never interrupted."""
+"""A training that was killed or stopped at any step ends with the same bits as one that was never interrupted."""
 
 import csv
 import functools

@@ -20,7 +20,14 @@ from u2pl.ranks.collectives import rank, world_size
 if TYPE_CHECKING:
     from u2pl.experiments.suite import RunSpec
 
-NUMERICS = ("components", "data", "engine", "methods", "models")  # the parts of the package that make the numbers
+NUMERICS = (
+    "components",
+    "data",
+    "engine",
+    "methods",
+    "models",
+    "ranks",
+)  # the parts of the package that make the numbers
 Weights = dict[str, Tensor]
 
 

@@ -194,7 +194,7 @@ class Trainer:
         return self.seconds + time.perf_counter() - self.started
 
     def state(self) -> dict[str, Any]:
-        """All that decides how the training goes on: the method's state holds every network and memory.
+        """All that a resumed training needs: the method's state holds every network and memory.
 
         It is the same on every rank, random state included: all draw the numbers of the global batch.
         """

@@ -62,7 +62,7 @@ def minutes(suite: Suite, spec: RunSpec, attempt: int = 1) -> int:
 
 
 def growth(attempt: int) -> int:
-    """Factor on memory and minutes: a run goes on from its state, so later attempts need not grow without end."""
+    """Factor on memory and minutes: a run resumes from its state, so later attempts need not grow without end."""
     return min(attempt, 3)
 
 

@@ -110,6 +110,14 @@ class EncoderWeights(Strict):
     sha256: Sha256
 
 
+class Receipt(Strict):
+    """What a result was made of: SHA-256 of its specification, its small inputs and all specifications above it."""
+
+    spec_sha256: Sha256
+    inputs: dict[str, Sha256]  # by path
+    above: dict[str, Sha256]  # by path
+
+
 class Provenance(Strict):
     """Code, params, data, libraries and machine of a training, and what it took."""
 

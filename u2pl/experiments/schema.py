@@ -187,11 +187,12 @@ class Estimate(Strict):
     """
 
     supervised_step: Seconds  # seconds: `batch` labelled images, forward and backward
-    semi_supervised_step: Seconds  # seconds: as many unlabelled ones too, and the teacher's forward passes
+    semi_supervised_step: (
+        Seconds  # seconds: as many unlabelled ones too, and a teacher's forward passes; a method may scale it
+    )
     validation: Seconds  # seconds for the val list
-    weights_mb: Annotated[
-        float, Field(gt=0)
-    ]  # of one network on disk; a run keeps its last and its best, its state more
+    # of one network on disk; a run keeps its last and its best, its state more
+    weights_mb: Annotated[float, Field(gt=0)]
 
 
 class Recipe(Strict):

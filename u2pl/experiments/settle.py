@@ -13,9 +13,9 @@ from pathlib import Path
 from typing import IO
 
 from u2pl.errors import UserError
-from u2pl.experiments.specs import Job, Jobs, is_current, there, write_specs
+from u2pl.experiments.specs import Job, Jobs, is_current, receipt_of, there, write_specs
 from u2pl.experiments.suite import Suite
-from u2pl.files import atomic_path, read_json
+from u2pl.files import atomic_path
 from u2pl.folders import results_of
 
 
@@ -36,18 +36,12 @@ def settle(jobs: Jobs) -> list[Job]:
         current = is_current(job, hashes)
         for path in (job.spec, *(job.inputs if current else [])):
             _date(Path(path), min(made), current)
-        for spec, digest in _above(job).items():
+        receipt = receipt_of(job)
+        for spec, digest in (receipt.above if receipt else {}).items():
             below.setdefault(spec, []).append((digest, min(made)))
         if not current:
             stale.append(job)
     return stale[::-1]
-
-
-def _above(job: Job) -> dict[str, str]:
-    try:
-        return dict(read_json(Path(job.receipt))["above"])
-    except (UserError, KeyError, TypeError, ValueError):
-        return {}
 
 
 def _date(path: Path, made: int, current: bool) -> None:
@@ -80,8 +74,8 @@ def alone(scale: str) -> bool:
         fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
         return False
-    except OSError:  # a file system without locks
-        return True
+    except OSError:
+        pass  # a file system without locks
     return True
 
 

@@ -20,9 +20,10 @@ from typing import Any
 from u2pl.addresses import public
 from u2pl.errors import UserError
 from u2pl.experiments.grid import figure_cells, published_list
-from u2pl.experiments.read import nearest
+from u2pl.experiments.read import pick
+from u2pl.experiments.records import Receipt, read, write
 from u2pl.experiments.suite import RunSpec, Suite
-from u2pl.files import atomic_path, read_json, sha256, write_json
+from u2pl.files import atomic_path, sha256
 from u2pl.folders import RECEIPT, WEIGHTS, Data, Run, data_of, fetched, results_of
 
 PLANNED = "U2PL_PLANNED"  # in the environment of jobs that Snakemake starts
@@ -73,10 +74,8 @@ class Jobs:
     def __call__(self, kind: str, *name: str) -> Job:
         """The job of that kind and name; raises UserError if there is none."""
         key = "/".join(name)
-        if (kind, key) not in self._jobs:
-            known = [name for other, name in self._jobs if other == kind]
-            raise UserError(f"{kind} {key!r}", f"no such name at scale {self.suite.scale!r}", nearest(key, known))
-        return self._jobs[kind, key]
+        known = {name: job for (other, name), job in self._jobs.items() if other == kind}
+        return pick(known, key, f"{kind} at scale {self.suite.scale!r}")
 
     def above(self, job: Job) -> dict[str, str]:
         """SHA-256 of the specifications of all jobs whose results the job rests on, by their paths."""
@@ -265,27 +264,31 @@ def recorded(suite: Suite, kind: str, *name: str) -> Iterator[None]:
         )
     _write_spec(job)
     inputs = {path: sha256(Path(path)) for path in job.inputs if there(path)}
-    receipt = {"spec_sha256": job.sha256, "inputs": inputs, "above": jobs.above(job)}
+    receipt = Receipt(spec_sha256=job.sha256, inputs=inputs, above=jobs.above(job))
     if not is_current(job, {}):  # an interruption must not leave new files under an old receipt
         Path(job.receipt).unlink(missing_ok=True)
     yield
-    write_json(Path(job.receipt), receipt)
+    write(Path(job.receipt), receipt)
 
 
 def there(path: str) -> bool:
     return Path(path).is_file()
 
 
+def receipt_of(job: Job) -> Receipt | None:
+    """The job's receipt; None if there is none, or a damaged one."""
+    try:
+        return read(Receipt, Path(job.receipt))
+    except UserError:
+        return None
+
+
 def is_current(job: Job, hashes: dict[str, str]) -> bool:
     """Whether the receipt has today's hashes. A missing input, as after a partial `dvc pull`, is not judged."""
-    try:
-        receipt = read_json(Path(job.receipt))
-        spec, inputs = receipt["spec_sha256"], receipt["inputs"]
-    except (UserError, KeyError, TypeError):
-        return False
-    if spec != job.sha256 or sorted(inputs) != job.inputs:
+    receipt = receipt_of(job)
+    if receipt is None or receipt.spec_sha256 != job.sha256 or sorted(receipt.inputs) != job.inputs:
         return False
     for path in filter(there, job.inputs):
         if path not in hashes:
             hashes[path] = sha256(Path(path))
-    return all(hashes.get(path, inputs[path]) == inputs[path] for path in job.inputs)
+    return all(hashes.get(path, known) == known for path, known in receipt.inputs.items())

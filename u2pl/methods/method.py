@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -31,7 +32,7 @@ class Setup:
     ignore: int  # the label that no loss counts
 
 
-class Method(nn.Module):
+class Method(nn.Module, ABC):
     """Owns its networks and its state, and knows one step. The engine calls what is declared here, and nothing else.
 
     Whatever is to be resumed is a parameter, a buffer or a submodule: the state dict is saved as a whole.
@@ -43,6 +44,7 @@ class Method(nn.Module):
         super().__init__()
         self.settings, self.n_classes, self.ignore = settings, setup.n_classes, setup.ignore
 
+    @abstractmethod
     def forward(self, batch: Batch, progress: Progress) -> Losses:
         """One step: {"loss": scalar to minimise, further names: scalars to log}.
 
@@ -50,15 +52,14 @@ class Method(nn.Module):
         image_u2 like image_l, and what else `TrainBatches.epoch` lists; images are normalised. With several ranks,
         `batch` is this rank's share; the losses are those of the global batch.
         """
-        raise NotImplementedError
 
     def after_step(self, progress: Progress) -> None:
         """After the optimisers' step, with the progress that the step's forward got; averages move here."""
 
     @property
+    @abstractmethod
     def evaluated(self) -> nn.Module:
         """The network that is validated, kept in weights.pt and shown in figures; maps images to "logits"."""
-        raise NotImplementedError
 
     @classmethod
     def new_evaluated(cls, settings: Any, network: Callable[[], nn.Module]) -> nn.Module:
