@@ -12,6 +12,9 @@ from pydantic import Field
 from u2pl.experiments.values import Positive, Probability, Strict
 
 Reading = Literal["paper", "released"]
+# What a quantity is computed over: the batch, a share of `group_size` images per stream, or one image.
+Over = Literal["batch", "share"]
+OverImages = Literal["batch", "share", "image"]
 # Images that a batch can carry: labelled ones with their masks, unlabelled ones, and a second draw of each.
 Draw = Literal["labelled", "unlabelled", "unlabelled_2", "labelled_2"]
 # Beside them: ids and raw colours of the unlabelled images, and a mask per draw of what is not padding.
@@ -34,6 +37,22 @@ class Training(Strict):
     checkpoint_selection: Literal["best", "last"] = "best"
     # per_stream: `batch` labelled and as many unlabelled images; total: half of each
     batch_size: Literal["per_stream", "total"] = "per_stream"
+    # labels of a resized image: of the source pixel that lies on the centre of each pixel, or on its upper left corner
+    label_resize: Literal["centre", "floor"] = "floor"
+    # steps of an epoch: whole batches of the list; or as the released GPUs count them, each with an equal, padded part
+    # of the list of which SupOnly keeps the incomplete last batch, and the other methods drop it
+    sampler: Literal["global", "distributed"] = "distributed"
+    # what the best epoch is chosen by: the metric that is reported, or centre crops
+    selected_by: Literal["reported", "centre_crop"] = "centre_crop"
+    # a GPU's share in the released code: so many labelled images, and as many unlabelled ones
+    group_size: Positive = 4
+    loss_groups: OverImages = "batch"  # the means of Eq. 2 and 3
+    ohem_groups: Over = "batch"  # the least number of pixels that OHEM keeps
+
+    @property
+    def supervised_group(self) -> int:
+        """Labelled images of a share where L_s is computed."""
+        return self.group_size
 
     @property
     def kept(self) -> int:
@@ -65,6 +84,8 @@ class Mixing(Training):
     """CutMix of the unlabelled images and what the teacher says of them."""
 
     cutmix_probability: Probability = 0.5
+    # a box of half the area: its width uniform, or its height log-uniform
+    cutmix_box: Literal["uniform_width", "log_uniform_height"] = "uniform_width"
     # pseudo-labels of the unmixed images, mixed with them; or of the mixed images
     pseudo_label: Literal["before_mix", "after_mix"] = "before_mix"
 
@@ -74,6 +95,10 @@ class Contrast(Training):
 
     alpha_0: Probability = 0.2  # Eq. 7
     dpa: bool = True  # Eq. 7; off: alpha_t = alpha_0
+    # t of Eq. 7: finished epochs, the present one counted from 1, or finished ones without the warm-up
+    alpha_epochs: Literal["from_0", "from_1", "after_warmup"] = "from_0"
+    threshold_groups: Over = "batch"  # gamma_t, and the percentile alpha_t
+    weight_groups: Over = "batch"  # lambda_u, Eq. 8
     contrastive_weight: Annotated[float, Field(ge=0)] = 1.0  # lambda_c, Eq. 1
     # the released code divides the term's gradient by its number of GPUs; here the number is explicit
     contrastive_world_size: Positive = 1
@@ -83,11 +108,17 @@ class Contrast(Training):
     delta_p: Probability = 0.3  # Eq. 9, 10
     r_low: Annotated[int, Field(ge=0)] = 3  # Eq. 14, 15
     r_high: Positive = 20
+    prt: bool = True  # off: no rank decides in Eq. 14 and 15
+    ignored_negatives: bool = False  # Eq. 14 as written: pixels labelled `ignore` are negatives of every class
+    anchors_drawn: Literal["per_batch", "per_image"] = "per_batch"  # M of a class: Eq. 4, Algorithm 1
+    replacement: bool = True  # M and N are drawn with replacement
     negatives: Literal["unreliable", "reliable", "all"] = "unreliable"  # Table 4
     bank: bool = True  # Q_c; off: negatives of the current batch only
     bank_size: Positive = 30000  # vectors per class
     bank_size_background: Positive = 50000  # class 0
     bank_in_checkpoint: bool = True  # off: a resumed run starts with empty banks
+    label_stacking: Reading = "paper"  # released: the first image of a share has the labels of all its images
+    contrastive_groups: Over = "batch"  # presence, anchors, prototypes and normaliser; the bank is common
     teacher_view: Reading = "paper"
     anchor_class_indexing: Reading = "paper"
     negative_label_mask: Reading = "paper"
@@ -99,6 +130,11 @@ class Contrast(Training):
 class SupOnly(Training):
     # an epoch: one pass over the labelled list, or as many steps as the semi-supervised methods take
     suponly_epoch_unit: Literal["labelled", "iterations"] = "labelled"
+    suponly_group_size: Positive = 4  # labelled images on a GPU of the released code, which has four on Cityscapes, too
+
+    @property
+    def supervised_group(self) -> int:
+        return self.suponly_group_size
 
     @property
     def streams(self) -> frozenset[Stream]:
