@@ -45,11 +45,12 @@ class MemoryBank(nn.Module):
         self.head.zero_()
 
     @torch.no_grad()
-    def push(self, features: Tensor, qualified: Tensor) -> None:
+    def push(self, features: Tensor, qualified: Tensor, places: Tensor | None = None) -> None:
         """Append, for each class, the features of its qualified pixels in pixel order; the oldest leave.
 
         `features` is (n, D), of any length and float type; `qualified` is bool (C, n). Of several ranks each gives its
-        own features and the `qualified` pixels of all, (C, n * world size), so that their banks stay equal. Only rows
+        own features and the `qualified` pixels of all, (C, n * world size), so that their banks stay equal. `places`
+        are those of the `qualified` pixels among the features of all ranks, if they come in another order. Only rows
         that survive this very call are copied, or sent (the last `capacity` of a class). With one process, `nonzero` is
         the only wait for the device.
         """
@@ -59,21 +60,18 @@ class MemoryBank(nn.Module):
         classes, pixels = surviving.nonzero(as_tuple=True)
         slots = (self.head[classes] + order[classes, pixels] - 1) % self.capacity[classes] + self.start[classes]
         rows = F.normalize(features.to(self.keys.dtype), dim=1)
-        self.keys.index_copy_(0, slots, fetch(rows, pixels))
+        self.keys.index_copy_(0, slots, fetch(rows, pixels if places is None else places[pixels]))
         self.head.add_(pushed).remainder_(self.capacity)
         self.count.add_(pushed).clamp_(max=self.capacity)
 
-    def sample(self, shape: tuple[int, ...], generator: torch.Generator) -> Tensor:
-        """Rows of `keys` drawn uniformly with replacement: int64 (C, *shape), row c from the ring of class c.
+    def rows(self, classes: Tensor, places: Tensor) -> Tensor:
+        """Rows of `keys` of the `places`-th oldest vectors in the rings of `classes`: int64, broadcast together.
 
-        An empty ring gives row indices inside the ring, of vectors never pushed: the caller masks by `count`.
+        A place that an empty ring does not have gives a row inside the ring, of a vector never pushed: the caller masks
+        by `count`.
         """
-        draws = torch.rand(len(self.count), *shape, generator=generator, device=self.keys.device)
-        ones = (1,) * len(shape)
-        count = self.count.view(-1, *ones)
-        # rand * count can round up to count
-        index = torch.minimum((draws * count).long(), (count - 1).clamp(min=0))
-        return index + self.start.view(-1, *ones)
+        oldest = self.head[classes] - self.count[classes]
+        return (oldest + places) % self.capacity[classes] + self.start[classes]
 
     def held(self, label: int) -> Tensor:
         """The vectors of one class from oldest to newest, (count, D); waits for the device."""

@@ -6,7 +6,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from u2pl.ranks.collectives import all_reduce_sum, world_size
+from u2pl.components.groups import group_mean, group_sums, of_images
+from u2pl.ranks.collectives import world_size
 
 
 def entropy(probs: Tensor) -> Tensor:
@@ -14,9 +15,16 @@ def entropy(probs: Tensor) -> Tensor:
     return torch.special.entr(probs).sum(dim=1)
 
 
-def alpha_t(alpha_0: float, epoch: int, epochs: int, *, dynamic: bool = True) -> float:
-    """Eq. 7: the share of unreliable pixels in `epoch` (from 0) of `epochs`; not `dynamic`: alpha_0 throughout."""
-    return alpha_0 * (1 - epoch / epochs) if dynamic else alpha_0
+def alpha_t(
+    alpha_0: float, epoch: int, epochs: int, counted: str = "from_0", warmup: int = 0, *, dynamic: bool = True
+) -> float:
+    """Eq. 7: the share of unreliable pixels in `epoch` (from 0) of `epochs`; not `dynamic`: alpha_0 throughout.
+
+    t is `counted` "from_0", "from_1", or "after_warmup": then neither t nor the total has the `warmup` epochs.
+    """
+    first = warmup if counted == "after_warmup" else 0
+    t = epoch - first + (counted == "from_1")
+    return alpha_0 * (1 - t / (epochs - first)) if dynamic else alpha_0
 
 
 def percentile(values: Tensor, q: float) -> Tensor:
@@ -45,6 +53,11 @@ def entropy_threshold(entropies: Tensor, alpha: float) -> Tensor:
     return percentile(entropies, 100 * (1 - alpha))
 
 
+def group_percentiles(everywhere: Tensor, q: float, size: int) -> Tensor:
+    """The percentile of each group of `size` images of `everywhere` (images of all ranks, H, W): (groups,)."""
+    return torch.stack([percentile(part, q) for part in everywhere.split(size)])
+
+
 def pseudo_labels(probs: Tensor, gamma_t: Tensor | float, ignore: int) -> Tensor:
     """Eq. 6: the most probable class where the entropy is below gamma_t, `ignore` elsewhere.
 
@@ -54,36 +67,51 @@ def pseudo_labels(probs: Tensor, gamma_t: Tensor | float, ignore: int) -> Tensor
 
 
 def drop_unreliable(labels: Tensor, entropies: Tensor, gamma_t: Tensor | float, ignore: int) -> Tensor:
-    """The second line of Eq. 6 for labels and entropies of two teacher views; all (B, H, W)."""
+    """The second line of Eq. 6 for labels and entropies of two teacher views, (B, H, W); gamma_t one or (B, 1, 1)."""
     return torch.where(entropies < gamma_t, labels, ignore)
 
 
-def supervised_loss(logits: Tensor, labels: Tensor, ignore: int) -> Tensor:
+def supervised_loss(logits: Tensor, labels: Tensor, ignore: int, group: int | None = None) -> Tensor:
     """Eq. 2: mean cross-entropy of `logits` (B, C, H, W) over the pixels of `labels` (B, H, W) that are not `ignore`.
 
-    The mean is over the images of all ranks. Without a single labelled pixel it is 0 with zero gradients, not NaN.
+    Over those of each `group` of so many images, then over the groups; None: over the images of all ranks at once. Of a
+    group without a labelled pixel the mean is 0 with zero gradients, not NaN.
     """
-    # the sum and the count separately: the built-in mean divides 0 by 0 when everything is ignored
-    # and one row a pixel: on CUDA the loss over (B, C, H, W) has no deterministic kernel
-    rows = logits.movedim(1, -1).flatten(0, -2)
-    losses = F.cross_entropy(rows, labels.flatten(), ignore_index=ignore, reduction="sum")
-    return all_reduce_sum(losses) / all_reduce_sum((labels != ignore).sum()).clamp(min=1)
+    return group_mean(pixel_losses(logits, labels, ignore), labels != ignore, group)
 
 
-def unsupervised_weight(labels: Tensor, eta: float, ignore: int) -> Tensor:
-    """Eq. 8: lambda_u = eta * |B_u| * H * W / (pixels of `labels` that are not `ignore`); 0 if none.
+def unsupervised_weight(labels: Tensor, eta: float, ignore: int, group: int | None = None) -> Tensor:
+    """Eq. 8: lambda_u = eta * |B_u| * H * W / (pixels of `labels` that are not `ignore`), 0 if there are none: (B,).
 
-    `labels` are one rank's, and the images those of all ranks.
+    `labels` (B, H, W) are one rank's; counted are those of each image's `group`, None: of all ranks.
     """
-    reliable = all_reduce_sum((labels != ignore).sum())
-    return torch.where(reliable > 0, eta * world_size() * labels.numel() / reliable.clamp(min=1), 0.0)
+    group = group or len(labels) * world_size()
+    counts = torch.stack([(labels != ignore).sum((1, 2)), torch.ones_like(labels).sum((1, 2))], dim=1)
+    reliable, pixels = group_sums(counts, group).T
+    weights = torch.where(reliable > 0, eta * pixels / reliable.clamp(min=1), 0.0)
+    return of_images(weights, len(labels), group).flatten()
 
 
-def unsupervised_loss(logits: Tensor, labels: Tensor, eta: float, ignore: int) -> Tensor:
+def unsupervised_loss(
+    logits: Tensor,
+    labels: Tensor,
+    eta: float,
+    ignore: int,
+    group: int | None = None,
+    weight_group: int | None = None,
+) -> Tensor:
     """lambda_u * L_u of Eq. 1 for `logits` (B, C, H, W) and pseudo-labels (B, H, W).
 
-    L_u (Eq. 3) is the mean cross-entropy over the reliable pixels, as in the released code; the paper does not say over
-    which pixels its cross-entropy is taken. lambda_u (Eq. 8, `unsupervised_weight`) comes on top of that. Without a
-    reliable pixel the product is 0.
+    L_u (Eq. 3) is the mean cross-entropy over the reliable pixels of each `group`, as in the released code; the paper
+    does not say over which pixels its cross-entropy is taken. lambda_u (Eq. 8, `unsupervised_weight`), of each
+    `weight_group`, comes on top of that. Without a reliable pixel the product is 0.
     """
-    return unsupervised_weight(labels, eta, ignore) * supervised_loss(logits, labels, ignore)
+    weights = unsupervised_weight(labels, eta, ignore, weight_group)
+    return group_mean(pixel_losses(logits, labels, ignore) * weights[:, None], labels != ignore, group)
+
+
+def pixel_losses(logits: Tensor, labels: Tensor, ignore: int) -> Tensor:
+    """Cross-entropy of each pixel of `logits` (B, C, H, W), 0 where `labels` (B, H, W) are `ignore`: (B, H * W)."""
+    # one row a pixel: on CUDA the loss over (B, C, H, W) has no deterministic kernel
+    rows = logits.movedim(1, -1).flatten(0, -2)
+    return F.cross_entropy(rows, labels.flatten(), ignore_index=ignore, reduction="none").view(len(labels), -1)

@@ -8,10 +8,11 @@ import torch
 from torch import Tensor, nn
 
 from u2pl.components import contrast
-from u2pl.components.contrast_released import negatives_of_own_class, positional_banks
+from u2pl.components.contrast_released import negatives_of_own_class, positional_banks, stacked_members
+from u2pl.components.groups import extent
 from u2pl.components.memory_bank import MemoryBank
 from u2pl.components.resize import nearest
-from u2pl.ranks.collectives import all_reduce_sum
+from u2pl.ranks.collectives import all_gather, share
 
 if TYPE_CHECKING:
     from u2pl.experiments.settings import Contrast
@@ -44,50 +45,81 @@ class UnreliableContrast(nn.Module):
         student: Tensor,
         view: View,
         masks: Tensor,
-        reliable: Tensor,
         gamma: Tensor,
         low: Tensor,
         generator: torch.Generator,
     ) -> Tensor:
         """L_c, unweighted, a scalar, for the student's representations (2B, D, h, w); updates the bank.
 
-        masks: ground truth (B, H, W); reliable: pseudo-labels of Eq. 6 (B, H, W); gamma, low: the percentiles
-        100 * (1 - alpha_t) and 100 * alpha_t of the entropies of the global batch.
+        masks: ground truth (B, H, W); gamma, low: the percentiles 100 * (1 - alpha_t) and 100 * alpha_t of the
+        entropies, (B, 1, 1) by image.
         """
-        settings, n, probs = self.settings, len(masks), view.probs
-        if settings.unlabelled_anchor_entropy == "released":
-            reliable = torch.where(view.entropies <= low, view.labels, self.ignore)
+        settings, size = self.settings, (view.probs.shape[2], view.probs.shape[3])
+        paper = settings.unlabelled_anchor_entropy == "paper"
+        reliable = view.entropies < gamma if paper else view.entropies <= low
         selected = contrast.entropy_condition(view.entropies, gamma, low, settings.negatives)
-        size = (probs.shape[2], probs.shape[3])
-        labels, masks, reliable, selected = (nearest(v, size) for v in (view.labels, masks, reliable, selected))
+        known = masks != self.ignore
+        negatives = torch.ones_like(known) if settings.ignored_negatives else known
+        labels = [nearest(values, size) for values in (masks, view.labels)]
+        trusted = [nearest(values, size) for values in (known, reliable)]
+        candidates = [nearest(values, size) for values in (negatives, selected)]
+        return self.term(student, view, torch.cat(labels), torch.cat(trusted), torch.cat(candidates), generator)
+
+    def term(
+        self,
+        student: Tensor,
+        view: View,
+        labels: Tensor,
+        trusted: Tensor,
+        candidates: Tensor,
+        generator: torch.Generator,
+    ) -> Tensor:
+        """The same, from what is at the size of the output, (2B, h, w) with labelled images first.
+
+        labels: the masks, and the mixed pseudo-labels before Eq. 6 drops any; trusted: bool, pixels that may be
+        anchors; candidates: bool, those that may be negatives.
+        """
+        settings, n, probs = self.settings, len(labels) // 2, view.probs
+        group = extent(settings.contrastive_groups, settings.group_size, n)
+        own = torch.cat([self.members(labels[:n]), self.members(labels[n:])])
         # A_c (Eq. 9 to 11), and the same without p > delta_p
-        low_entropy = contrast.members(torch.cat([masks, reliable]), self.n_classes)
-        anchors = contrast.anchor_pixels(probs, torch.cat([masks, reliable]), settings.delta_p)
+        low_entropy = own & trusted[:, None]
+        anchors = low_entropy & (probs > settings.delta_p)
         # N_c (Eq. 13 to 16)
-        ranks = {"r_low": settings.r_low}
-        labelled = contrast.labelled_negatives(probs[:n], masks, self.ignore, **ranks)
-        unlabelled = contrast.unlabelled_negatives(probs[n:], selected, r_high=settings.r_high, **ranks)
+        below, low, high = (settings.r_low, settings.r_low, settings.r_high)
+        if not settings.prt:
+            below, low, high = self.n_classes, 0, self.n_classes
+        labelled = contrast.labelled_negatives(probs[:n], own[:n], candidates[:n], r_low=below)
+        unlabelled = contrast.unlabelled_negatives(probs[n:], candidates[n:], r_low=low, r_high=high)
         negatives = torch.cat([labelled, unlabelled])
         if settings.negative_label_mask == "released":
-            own = contrast.members(torch.cat([masks, labels]), self.n_classes)
             negatives = negatives_of_own_class(negatives, own)
         if not settings.bank:
             self.bank.clear()
-        present = all_reduce_sum(low_entropy.any(dim=(0, 2, 3)).int()) > 0
+        present = contrast.presence(low_entropy, group)
+        per_image = 2 * group if settings.anchors_drawn == "per_image" else 1
         return contrast.contrastive_loss(
             student,
             view.representation,
             anchors,
             negatives,
             self.bank,
-            n_anchors=settings.anchors_per_class,
+            n_anchors=settings.anchors_per_class * per_image,
             n_negatives=settings.negatives_per_anchor,
             tau=settings.tau,
             generator=generator,
+            group=group,
+            replacement=settings.replacement,
             centred=low_entropy if settings.positive_filter == "released" else None,
             banks=positional_banks(present) if settings.anchor_class_indexing == "released" else None,
-            n_classes=present.sum() if settings.contrastive_normaliser == "released" else None,
+            present=present if settings.contrastive_normaliser == "released" else None,
         )
+
+    def members(self, labels: Tensor) -> Tensor:
+        """The classes of a stream's labels (B, h, w) at each pixel: bool (B, C, h, w)."""
+        if self.settings.label_stacking == "paper":
+            return contrast.members(labels, self.n_classes)
+        return share(stacked_members(all_gather(labels), self.n_classes, self.ignore, self.settings.group_size))
 
 
 @torch.no_grad()

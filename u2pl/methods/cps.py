@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from u2pl.components.ensemble import MeanOfNetworks
+from u2pl.components.groups import extent
 from u2pl.components.mixing import boxes_for, cutmix, three_boxes_for
 from u2pl.components.outputs import halves, summed
 from u2pl.components.progress import Progress
@@ -63,9 +64,10 @@ class CPS(Method):
             labels = [torch.cat([values.detach().argmax(dim=1), y]) for values, y in zip(also, labels, strict=True)]
             logits = [torch.cat(both) for both in zip(also, logits, strict=True)]
 
-        first, second = (labelled_loss(own, masks, self.ignore, settings.cityscapes_loss) for own, _ in outputs)
-        cross = supervised_loss(logits[0], labels[1], self.ignore) + supervised_loss(logits[1], labels[0], self.ignore)
-        return summed(supervised=first + second, cross=settings.cps_weight * cross)
+        first, second = (labelled_loss(own, masks, self.ignore, settings) for own, _ in outputs)
+        group = extent(settings.loss_groups, settings.group_size, n)
+        one, other = (supervised_loss(logits[k], labels[1 - k], self.ignore, group) for k in (0, 1))
+        return summed(supervised=first + second, cross=settings.cps_weight * (one + other))
 
     def mask(self, images: Tensor, generator: torch.Generator) -> Tensor:
         """Where images (B, 3, H, W) take their partners' pixels: bool (B, H, W)."""

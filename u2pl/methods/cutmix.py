@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import nn
 
+from u2pl.components.groups import extent
 from u2pl.components.mixing import boxes_for, cutmix
 from u2pl.components.outputs import halves, summed
 from u2pl.components.progress import Progress
@@ -44,7 +45,7 @@ class CutMix(Method):
         if progress.epoch < settings.warmup_epochs:
             self.teacher.observe(images_l)
             labelled, _ = halves(self.student(images_l), n)
-            return summed(supervised=labelled_loss(labelled, masks, self.ignore, settings.cityscapes_loss))
+            return summed(supervised=labelled_loss(labelled, masks, self.ignore, settings))
 
         images_u = batch["image_u"]
         boxes = boxes_for(images_u, settings.cutmix_probability, progress.generator)
@@ -57,9 +58,10 @@ class CutMix(Method):
         self.teacher.observe(images)
 
         labelled, unlabelled = halves(self.student(images), n)
+        logits, group = upsample(unlabelled["logits"], size), extent(settings.loss_groups, settings.group_size, n)
         return summed(
-            supervised=labelled_loss(labelled, masks, self.ignore, settings.cityscapes_loss),
-            unsupervised=unsupervised_loss(upsample(unlabelled["logits"], size), labels, settings.eta, self.ignore),
+            supervised=labelled_loss(labelled, masks, self.ignore, settings),
+            unsupervised=unsupervised_loss(logits, labels, settings.eta, self.ignore, group),
         )
 
     def after_step(self, progress: Progress) -> None:

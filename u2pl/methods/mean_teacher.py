@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import nn
 
+from u2pl.components.groups import extent
 from u2pl.components.outputs import halves, summed
 from u2pl.components.progress import Progress
 from u2pl.components.pseudo_labels import unsupervised_loss
@@ -43,7 +44,7 @@ class MeanTeacher(Method):
         if progress.epoch < settings.warmup_epochs:
             self.teacher.observe(images_l)
             labelled, _ = halves(self.student(images_l), n)
-            return summed(supervised=labelled_loss(labelled, masks, self.ignore, settings.cityscapes_loss))
+            return summed(supervised=labelled_loss(labelled, masks, self.ignore, settings))
 
         images_u = batch["image_u"]
         labels = self.teacher.labels(images_u)
@@ -51,9 +52,10 @@ class MeanTeacher(Method):
         self.teacher.observe(images)
 
         labelled, unlabelled = halves(self.student(images), n)
+        logits, group = upsample(unlabelled["logits"], size), extent(settings.loss_groups, settings.group_size, n)
         return summed(
-            supervised=labelled_loss(labelled, masks, self.ignore, settings.cityscapes_loss),
-            unsupervised=unsupervised_loss(upsample(unlabelled["logits"], size), labels, settings.eta, self.ignore),
+            supervised=labelled_loss(labelled, masks, self.ignore, settings),
+            unsupervised=unsupervised_loss(logits, labels, settings.eta, self.ignore, group),
         )
 
     def after_step(self, progress: Progress) -> None:

@@ -31,4 +31,4 @@ class SupOnly(Method):
     def forward(self, batch: Batch, progress: Progress) -> Losses:
         images, masks = batch["image_l"], batch["mask_l"]
         labelled, _ = halves(self.student(images), len(images))
-        return summed(supervised=labelled_loss(labelled, masks, self.ignore, self.settings.cityscapes_loss))
+        return summed(supervised=labelled_loss(labelled, masks, self.ignore, self.settings))

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor, nn
 
+from u2pl.components.groups import extent, of_images
 from u2pl.components.mixing import boxes_for, cutmix
 from u2pl.components.outputs import halves, summed
 from u2pl.components.precision import at_least_float32
@@ -15,8 +16,7 @@ from u2pl.components.pseudo_labels import (
     alpha_t,
     drop_unreliable,
     entropy,
-    entropy_threshold,
-    percentile,
+    group_percentiles,
     unsupervised_loss,
 )
 from u2pl.components.resize import nearest, upsample
@@ -55,7 +55,7 @@ class U2PL(Method):
         if progress.epoch < settings.warmup_epochs:
             self.teacher.observe(images_l)
             labelled, _ = halves(self.student(images_l), n)
-            return summed(supervised=labelled_loss(labelled, masks, self.ignore, settings.cityscapes_loss))
+            return summed(supervised=labelled_loss(labelled, masks, self.ignore, settings))
 
         # The student sees labelled and mixed images, the teacher says what it thinks of them (Eq. 5).
         boxes = boxes_for(batch["image_u"], settings.cutmix_probability, progress.generator)
@@ -65,25 +65,29 @@ class U2PL(Method):
         output = self.student(torch.cat([images_l, mixed]))
         labelled, unlabelled = halves(output, n)
 
-        # gamma_t parts reliable from unreliable pixels of the global batch (Eq. 6 and 7).
-        alpha = alpha_t(settings.alpha_0, progress.epoch, progress.epochs, dynamic=settings.dpa)
+        # gamma_t parts reliable from unreliable pixels (Eq. 6 and 7).
+        counting = settings.alpha_epochs, settings.warmup_epochs
+        alpha = alpha_t(settings.alpha_0, progress.epoch, progress.epochs, *counting, dynamic=settings.dpa)
+        group = extent(settings.threshold_groups, settings.group_size, n)
         everywhere = all_gather(view.entropies)
-        gamma = entropy_threshold(everywhere, alpha)
+        thresholds = group_percentiles(everywhere, 100 * (1 - alpha), group)
+        gamma = of_images(thresholds, n, group)
         reliable = drop_unreliable(view.labels, view.entropies, gamma, self.ignore)
 
         # L_s (Eq. 2), and lambda_u L_u on the reliable pixels (Eq. 3 and 8).
+        logits = upsample(unlabelled["logits"], size)
+        means, weights = (extent(o, settings.group_size, n) for o in (settings.loss_groups, settings.weight_groups))
         losses = summed(
-            supervised=labelled_loss(labelled, masks, self.ignore, settings.cityscapes_loss),
-            unsupervised=unsupervised_loss(upsample(unlabelled["logits"], size), reliable, settings.eta, self.ignore),
+            supervised=labelled_loss(labelled, masks, self.ignore, settings),
+            unsupervised=unsupervised_loss(logits, reliable, settings.eta, self.ignore, means, weights),
         )
-        losses["threshold"] = gamma
+        losses["threshold"] = thresholds.mean()
         losses["reliable"] = all_reduce_sum((reliable != self.ignore).sum()) / everywhere.numel()
 
         # lambda_c L_c: the unreliable pixels are negatives of the classes they are not of (Eq. 4 and 9 to 16).
         if settings.contrastive_weight > 0:
-            low = percentile(everywhere, 100 * alpha)
-            pixels = view, masks, reliable, gamma, low
-            contrastive = self.contrast(output["representation"], *pixels, progress.generator)
+            low = of_images(group_percentiles(everywhere, 100 * alpha, group), n, group)
+            contrastive = self.contrast(output["representation"], view, masks, gamma, low, progress.generator)
             weight = settings.contrastive_weight / settings.contrastive_world_size
             losses["loss"] = losses["loss"] + weight * contrastive  # Eq. 1
             losses["contrastive"] = contrastive.detach()
