@@ -22,7 +22,7 @@ import yaml
 from matplotlib import pyplot
 from torch import Tensor
 
-from u2pl.components.contrast import anchor_pixels, contrastive_loss, labelled_negatives
+from u2pl.components.contrast import contrastive_loss, labelled_negatives, members
 from u2pl.components.memory_bank import MemoryBank
 from u2pl.components.pseudo_labels import entropy, entropy_threshold, pseudo_labels
 from u2pl.experiments import load_suite
@@ -50,7 +50,8 @@ def contrast(classes: int, capacity: int) -> Work:
     generator = torch.Generator().manual_seed(0)
     student, teacher = torch.randn(2, IMAGES, CHANNELS, 65, 65, generator=generator)
     labels = probs.argmax(1)
-    anchors, negatives = anchor_pixels(probs, labels, 0.3), labelled_negatives(probs, labels, 255, r_low=3)
+    own = members(labels, classes)
+    anchors, negatives = own & (probs > 0.3), labelled_negatives(probs, own, labels != 255, r_low=3)
     bank = MemoryBank([capacity] * classes, CHANNELS)
     while int(bank.count.min()) < capacity:
         bank.push(teacher.permute(0, 2, 3, 1).flatten(0, 2), negatives.transpose(0, 1).flatten(1))

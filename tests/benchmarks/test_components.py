@@ -55,11 +55,12 @@ def scene() -> tuple[Tensor, Tensor, Tensor, Tensor]:
     probs = (2 * torch.randn(batch, CLASSES, SIDE, SIDE, generator=generator)).softmax(1)
     labels = probs.argmax(1)
     unreliable = torch.rand(UNLABELLED, SIDE, SIDE, generator=generator) < 0.2
-    anchors = contrast.anchor_pixels(probs, labels, 0.3)
+    own, known = contrast.members(labels, CLASSES), labels != IGNORE
+    anchors = own & (probs > 0.3)
     anchors[LABELLED:] &= ~unreliable[:, None]
     negatives = torch.cat(
         [
-            contrast.labelled_negatives(probs[:LABELLED], labels[:LABELLED], IGNORE, r_low=3),
+            contrast.labelled_negatives(probs[:LABELLED], own[:LABELLED], known[:LABELLED], r_low=3),
             contrast.unlabelled_negatives(probs[LABELLED:], unreliable, r_low=3, r_high=20),
         ]
     )

@@ -1,4 +1,5 @@
 import math
+from collections import Counter
 from typing import Any
 
 import numpy as np
@@ -36,23 +37,31 @@ def test_category_order_counts_more_probable_classes() -> None:
         assert found[i, :, y, x].tolist() == [rank(probs[i, :, y, x].numpy(), c) for c in range(C)]
 
 
-def test_anchors_are_eq_9() -> None:
-    probs, labels = scene()
-    found = contrast.anchor_pixels(probs, labels, 0.3).numpy()
+def anchor_pixels(probs: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+    """Eq. 9."""
+    return contrast.members(labels, C) & (probs > 0.3)
+
+
+def test_members_have_the_label_and_ignored_pixels_are_of_no_class() -> None:
+    _, labels = scene()
+    found = contrast.members(labels, C).numpy()
     for i, y, x in PIXELS:
         for c in range(C):
-            assert found[i, c, y, x] == (labels[i, y, x] == c and probs[i, c, y, x] > 0.3)
-    assert found.any() and not found[0, :, 0, :3].any()
+            assert found[i, c, y, x] == (labels[i, y, x] == c)
+    assert not found[0, :, 0, :3].any()
 
 
 def test_labelled_negatives_are_eq_14() -> None:
     probs, labels = scene()
-    found = contrast.labelled_negatives(probs, labels, IGNORE, r_low=3).numpy()
+    own, known = contrast.members(labels, C), labels != IGNORE
+    found = contrast.labelled_negatives(probs, own, known, r_low=3).numpy()
+    as_written = contrast.labelled_negatives(probs, own, torch.ones_like(known), r_low=3).numpy()
     for i, y, x in PIXELS:
         for c in range(C):
             order = rank(probs[i, :, y, x].numpy(), c)
-            expected = labels[i, y, x] != c and 0 <= order < 3 and labels[i, y, x] != IGNORE
-            assert found[i, c, y, x] == expected
+            expected = labels[i, y, x] != c and 0 <= order < 3
+            assert as_written[i, c, y, x] == expected
+            assert found[i, c, y, x] == (expected and labels[i, y, x] != IGNORE)
 
 
 @pytest.mark.parametrize("negatives", ["unreliable", "reliable", "all"])
@@ -77,18 +86,42 @@ def test_unknown_entropy_condition_is_refused() -> None:
 
 def test_positives_are_eq_12() -> None:
     probs, labels = scene()
-    anchors = contrast.anchor_pixels(probs, labels, 0.3)
+    probs, labels = (torch.cat([values, values.flip(-1)]) for values in (probs, labels))
+    anchors = anchor_pixels(probs, labels)
     anchors[:, 4] = False
-    teacher = torch.randn(B, D, H, W)
-    found = contrast.positives(teacher, anchors).numpy()
-    for c in range(C):
-        vectors = [teacher[i, :, y, x].numpy() for i, y, x in PIXELS if anchors[i, c, y, x]]
-        np.testing.assert_allclose(found[c], np.mean(vectors, axis=0) if vectors else np.zeros(D), atol=1e-6)
+    teacher = torch.randn(2 * B, D, H, W)
+    for group, parts in ((B, [range(2 * B)]), (1, [(0, B), (1, B + 1)])):
+        found = contrast.positives(teacher, anchors, group).numpy()
+        present = contrast.presence(anchors, group)
+        assert len(found) == len(parts)
+        for k, images in enumerate(parts):
+            for c in range(C):
+                own = [teacher[i, :, y, x].numpy() for i in images for y, x in np.ndindex(H, W) if anchors[i, c, y, x]]
+                np.testing.assert_allclose(found[k, c], np.mean(own, axis=0) if own else np.zeros(D), atol=1e-6)
+                assert present[k, c] == bool(own)
+
+
+@pytest.mark.parametrize(("count", "n"), [(7, 3), (5, 5), (1, 1), (9, 8)])
+def test_a_choice_without_replacement_is_of_distinct_things_and_uniform_over_all_sets(count: int, n: int) -> None:
+    rows = 4000
+    draws = torch.rand(rows, n, generator=torch.Generator().manual_seed(0))
+    found = contrast.choose(torch.full((rows,), count), draws, replacement=False)
+    sets = Counter(frozenset(row) for row in found.tolist())
+    assert {len(chosen) for chosen in sets} == {n} and set().union(*sets) == set(range(count))
+    each = rows / math.comb(count, n)
+    assert all(abs(times - each) < 5 * each**0.5 + 1 for times in sets.values()) and len(sets) == math.comb(count, n)
+
+
+def test_more_than_there_are_is_drawn_with_replacement() -> None:
+    draws = torch.rand(2, 50, generator=torch.Generator().manual_seed(0))
+    found = contrast.choose(torch.tensor([3, 60]), draws, replacement=False)
+    assert set(found[0].tolist()) == {0, 1, 2} and len(set(found[1].tolist())) == 50
+    assert torch.equal(found[0], (draws[0] * 3).long())
 
 
 def test_sampled_pixels_are_uniform_over_the_qualified() -> None:
     qualified = torch.tensor([[False, True, True, False, True], [False] * 5, [False, False, False, False, True]])
-    found = contrast.sample_pixels(qualified, 3000, torch.Generator().manual_seed(0))
+    found = contrast.sample_pixels(qualified, torch.rand(3, 3000, generator=torch.Generator().manual_seed(0)))
     counts = torch.bincount(found[0], minlength=5)
     assert counts[[0, 3]].tolist() == [0, 0]
     assert torch.all((counts[[1, 2, 4]] - 1000).abs() < 5 * (3000 * 2 / 9) ** 0.5)
@@ -144,8 +177,8 @@ def test_algorithm_1_with_single_candidates_needs_no_sampling() -> None:
 
 def test_gradient_reaches_anchors_only_and_equal_generators_give_equal_losses() -> None:
     probs, labels = scene()
-    anchors = contrast.anchor_pixels(probs, labels, 0.3)
-    negatives = contrast.labelled_negatives(probs, labels, IGNORE, r_low=3)
+    anchors = anchor_pixels(probs, labels)
+    negatives = contrast.labelled_negatives(probs, contrast.members(labels, C), labels != IGNORE, r_low=3)
     student = torch.randn(B, D, H, W, requires_grad=True)
     teacher = torch.randn(B, D, H, W, requires_grad=True)
     losses = [

@@ -39,16 +39,15 @@ def test_holds_what_a_deque_holds(capacities: list[int], pushes: list[tuple[int,
         compare(bank, queues)
 
 
-def test_samples_every_held_vector_of_its_class_and_no_other() -> None:
+def test_rows_are_the_held_vectors_from_the_oldest_on() -> None:
     bank = MemoryBank([4, 6, 5], D)
     features = torch.randn(6, D)
     bank.push(features, torch.tensor([[True] * 6, [True] * 3 + [False] * 3, [False] * 6]))
-    index = bank.sample((40, 50), torch.Generator().manual_seed(0))
-    assert index.shape == (3, 40, 50)
-    assert set(index[0].flatten().tolist()) == {0, 1, 2, 3}
-    assert set(index[1].flatten().tolist()) == {4, 5, 6}
-    counts = torch.bincount(index[0].flatten())
-    assert torch.all((counts - 500).abs() < 5 * (2000 * 0.25 * 0.75) ** 0.5)  # binomial: within five sigma
+    classes, places = torch.arange(3)[:, None], torch.arange(4).expand(3, 4)
+    index = bank.rows(classes, places)
+    # of a ring that has gone round, and of one that has not: oldest first
+    for label, pixels in enumerate(([2, 3, 4, 5], [0, 1, 2])):
+        assert torch.equal(bank.keys[index[label, : len(pixels)]], F.normalize(features, dim=1)[pixels])
     assert torch.all((index[2] >= 10) & (index[2] < 15))  # empty: in range
 
 

@@ -21,10 +21,12 @@ def oracle(logits: torch.Tensor, labels: torch.Tensor, threshold: float, min_kep
     """Sort the labelled pixels by the probability of their class; also tells which pixels are kept."""
     scores, truth = logits.detach().double().numpy(), labels.numpy()
     probs = np.exp(scores) / np.exp(scores).sum(1, keepdims=True)
-    pixels = [(probs[i, truth[i, y, x], y, x], i, y, x) for i, y, x in np.ndindex(B, H, W) if truth[i, y, x] != IGNORE]
+    pixels = [
+        (probs[i, truth[i, y, x], y, x], i, y, x) for i, y, x in np.ndindex(truth.shape) if truth[i, y, x] != IGNORE
+    ]
     pixels.sort()
     kept = [pixel for rank, pixel in enumerate(pixels) if rank < min_kept or pixel[0] <= threshold]
-    where = np.zeros((B, H, W), dtype=bool)
+    where = np.zeros(truth.shape, dtype=bool)
     for _, i, y, x in kept:
         where[i, y, x] = True
     return -float(np.mean([np.log(pixel[0]) for pixel in kept])), where
@@ -41,6 +43,26 @@ def test_is_the_mean_over_the_hardest_pixels(threshold: float, min_kept: int) ->
     assert loss.item() == pytest.approx(expected, rel=1e-5)
     (gradient,) = torch.autograd.grad(loss, logits)
     np.testing.assert_array_equal((gradient.abs().sum(1) > 0).numpy(), kept)
+
+
+@pytest.mark.parametrize("means", [1, 2, None])
+@pytest.mark.parametrize("kept_group", [1, 2, None])
+@pytest.mark.parametrize("min_kept", [5, 30, 60])
+def test_least_numbers_and_means_are_of_groups_where_asked(
+    means: int | None, kept_group: int | None, min_kept: int
+) -> None:
+    logits, labels = (torch.cat(parts) for parts in zip(scene(1), scene(2), strict=True))
+    where = np.concatenate(
+        [
+            oracle(*part, 0.2, min_kept)[1]
+            for part in zip(*(v.split(kept_group or 4) for v in (logits, labels)), strict=True)
+        ]
+    )
+    losses = F.cross_entropy(logits.double(), labels, ignore_index=IGNORE, reduction="none").numpy()
+    parts = [slice(start, start + (means or 4)) for start in range(0, 4, means or 4)]
+    expected = np.mean([losses[part][where[part]].mean() for part in parts])
+    found = ohem_loss(logits, labels, IGNORE, means, kept_group, threshold=0.2, min_kept=min_kept)
+    assert found.item() == pytest.approx(expected, rel=1e-5)
 
 
 def test_few_pixels_are_all_kept_by_default() -> None:

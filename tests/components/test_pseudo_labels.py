@@ -73,6 +73,8 @@ def test_threshold_and_share_follow_eq_6_and_7() -> None:
     assert threshold == pytest.approx(np.percentile(entropies.numpy().flatten(), 100 * (1 - 0.2)))
     assert [pl.alpha_t(0.2, t, 4) for t in range(4)] == pytest.approx([0.2, 0.15, 0.1, 0.05])
     assert pl.alpha_t(0.2, 3, 4, dynamic=False) == 0.2
+    assert [pl.alpha_t(0.2, t, 4, "from_1") for t in range(4)] == pytest.approx([0.15, 0.1, 0.05, 0])
+    assert [pl.alpha_t(0.2, t, 5, "after_warmup", 1) for t in range(1, 5)] == pytest.approx([0.2, 0.15, 0.1, 0.05])
 
 
 def test_pseudo_labels_are_eq_6() -> None:
@@ -98,7 +100,43 @@ def test_unsupervised_loss_is_lambda_u_times_the_mean_over_reliable_pixels() -> 
     lambda_u = 0.7 * B * H * W / reliable
     expected = lambda_u * sum(sum(cross_entropies(logits, labels), [])) / reliable
     assert pl.unsupervised_loss(logits, labels, 0.7, IGNORE).item() == pytest.approx(expected, rel=1e-5)
-    assert pl.unsupervised_weight(labels, 0.7, IGNORE).item() == pytest.approx(lambda_u)
+    assert pl.unsupervised_weight(labels, 0.7, IGNORE).tolist() == pytest.approx([lambda_u] * B)
+
+
+@pytest.mark.parametrize("means", [1, 2, 3, 4, None])
+@pytest.mark.parametrize("weights", [1, 2, 3, 4, None])
+def test_means_and_weights_are_of_groups_of_images_where_asked(means: int | None, weights: int | None) -> None:
+    """Four images, one of them without a label; a last group of three is of one image."""
+    generator = torch.Generator().manual_seed(2)
+    logits = torch.randn(4, C, H, W, generator=generator)
+    labels = torch.randint(C, (4, H, W), generator=generator)
+    labels[0, :2] = labels[1, 4, 1] = labels[2] = IGNORE
+
+    def groups(size: int | None) -> list[range]:
+        return [range(start, min(start + (size or 4), 4)) for start in range(0, 4, size or 4)]
+
+    counts = [int((image != IGNORE).sum()) for image in labels]
+    weight = {}
+    for group in groups(weights):
+        reliable = sum(counts[i] for i in group)
+        weight |= {i: 0.7 * len(group) * H * W / reliable if reliable else 0.0 for i in group}
+    losses = [sum(image) for image in cross_entropies(logits, labels)]
+    supervised, unsupervised = [], []
+    for group in groups(means):
+        number = sum(counts[i] for i in group) or 1
+        supervised.append(sum(losses[i] for i in group) / number)
+        unsupervised.append(sum(weight[i] * losses[i] for i in group) / number)
+    found = pl.supervised_loss(logits, labels, IGNORE, means).item()
+    assert found == pytest.approx(sum(supervised) / len(supervised), rel=1e-5)
+    found = pl.unsupervised_loss(logits, labels, 0.7, IGNORE, means, weights).item()
+    assert found == pytest.approx(sum(unsupervised) / len(unsupervised), rel=1e-5)
+    assert pl.unsupervised_weight(labels, 0.7, IGNORE, weights).tolist() == pytest.approx([weight[i] for i in range(4)])
+
+
+def test_thresholds_are_numpys_percentiles_of_each_group() -> None:
+    entropies = torch.rand(5, H, W, generator=torch.Generator().manual_seed(1))
+    expected = [np.percentile(part.numpy(), 80) for part in (entropies[:2], entropies[2:4], entropies[4:])]
+    assert pl.group_percentiles(entropies, 80, 2).tolist() == pytest.approx(expected)
 
 
 def test_supervised_loss_is_the_mean_over_labelled_pixels() -> None:
@@ -116,4 +154,4 @@ def test_nothing_to_learn_from_is_zero_with_zero_gradient() -> None:
         (gradient,) = torch.autograd.grad(loss, logits)
         assert loss.item() == 0
         assert torch.all(gradient == 0)
-    assert pl.unsupervised_weight(labels, 1.0, IGNORE).item() == 0
+    assert pl.unsupervised_weight(labels, 1.0, IGNORE).tolist() == [0] * B

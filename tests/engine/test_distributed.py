@@ -40,9 +40,15 @@ RELEASED = {
     "positive_filter": "released",
     "contrastive_normaliser": "released",
 }
+SHARES = {f"{name}_groups": "share" for name in ("loss", "ohem", "threshold", "weight", "contrastive")}
 CASES: dict[str, tuple[str, dict[str, Any]]] = {
     "suponly": ("suponly", {}),
     "ohem": ("suponly", {"cityscapes_loss": "ohem_auxiliary"}),
+    "ohem_shares": (
+        "suponly",
+        {"cityscapes_loss": "ohem_auxiliary", "loss_groups": "share", "ohem_groups": "share", "suponly_group_size": 3},
+    ),
+    "images": ("mean_teacher", {"loss_groups": "image"}),
     "mean_teacher": ("mean_teacher", {}),
     "averaged": ("mean_teacher", {"teacher_buffers": "averaged", "teacher_first_epoch": "averaged"}),
     "cutmix": ("cutmix", {"cutmix_probability": 1}),
@@ -56,6 +62,15 @@ CASES: dict[str, tuple[str, dict[str, Any]]] = {
     "cps_half_box": ("cps", {"cps_masks": "half_box", "cps_label_mode": "eval"}),
     "cps_none": ("cps", {"cps_mixing": "none", "cps_labelled": True, "cps_weight": 1.5}),
     "released_mask": ("u2pl", RELEASED | {"cutmix_probability": 1, "negative_label_mask": "released"}),
+    "released_shares": (
+        "u2pl",
+        RELEASED
+        | SHARES
+        | {"cutmix_probability": 1, "negative_label_mask": "released", "label_stacking": "released", "group_size": 2},
+    ),
+    # shares that lie across ranks, the last of them incomplete
+    "shares_of_three": ("u2pl", SHARES | {"cutmix_probability": 1, "label_stacking": "released", "group_size": 3}),
+    "per_image": ("u2pl", {"anchors_drawn": "per_image", "replacement": False, "ignored_negatives": True}),
 }
 
 
@@ -151,7 +166,7 @@ def test_losses_gradients_and_bank_are_those_of_one_process(
                 torch.testing.assert_close(
                     found[key], value, rtol=1e-9, atol=1e-9, msg=lambda m, key=key: f"{key}: {m}"
                 )
-    if name in ("u2pl", "u2pl_ohem", "released"):
+    if name in ("u2pl", "u2pl_ohem", "released", "released_shares", "shares_of_three", "per_image"):
         assert alone[name]["contrast.bank.count"].sum() > 0 and alone[name]["1 contrastive"] > 0
     if name == "u2pl":
         assert (alone[name]["contrast.bank.count"] == torch.tensor([60, 40, 40, 40, 40])).any(), (
@@ -359,12 +374,13 @@ def test_global_samples_are_drawn_from_the_anchors_of_all_ranks(on_ranks: OnRank
     anchors = torch.from_numpy(np.random.default_rng(0).random((4, C, 3, 3)) < 0.2)
     anchors[:, 1] = False
     anchors[3, 1, 2, 2] = True
-    wide = contrast.sample_pixels(anchors.transpose(0, 1).flatten(1), 9, torch.Generator().manual_seed(0))
+    draws = torch.rand(C, 9, generator=torch.Generator().manual_seed(0))
+    wide = contrast.sample_pixels(anchors.transpose(0, 1).flatten(1), draws)
 
     def work() -> Tensor:
         own = torch.cat([share(anchors[:2]), share(anchors[2:])])
         everywhere = all_gather(own, 2).transpose(0, 1).flatten(1)
-        return contrast.sample_pixels(everywhere, 9, torch.Generator().manual_seed(0))
+        return contrast.sample_pixels(everywhere, draws)
 
     for found in on_ranks(2, work):
         assert torch.equal(found, wide)

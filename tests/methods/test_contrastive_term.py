@@ -58,7 +58,7 @@ class Scene:
 
     @property
     def output(self) -> dict[str, Tensor]:
-        return {"logits": torch.zeros_like(self.probs), "representation": self.student}
+        return {"logits": self.probs.roll(1, 1), "representation": self.student}
 
 
 def scene(seed: int = 0, present: tuple[int, ...] = PRESENT) -> Scene:
@@ -81,8 +81,12 @@ def build(**changes: Any) -> Any:
     return build_method("u2pl", SETTINGS["u2pl"](**(base | changes)), Setup(Blank, C, IGNORE))
 
 
+# Images of each group, in the order in which their keys enter the bank.
+TOGETHER, APART = [[0, 1, 2, 3]], [[0, 2], [1, 3]]
+
+
 def run(method: Any, given: Scene, seed: int = 0) -> dict[str, Tensor]:
-    """A step in which teacher and student say what the scene holds."""
+    """A step in which teacher and student say what the scene holds; the student learns from its representations."""
     progress = Progress(0, 4, 1, 8, torch.Generator().manual_seed(seed))
     method.one_view = method.two_views = lambda *_: given.view
     method.student.forward = lambda _: given.output
@@ -96,8 +100,8 @@ def drawn(monkeypatch: pytest.MonkeyPatch) -> list[contrast.Samples]:
     found: list[contrast.Samples] = []
     original = contrast.sample
 
-    def recording(*args: Any) -> contrast.Samples:
-        found.append(original(*args))
+    def recording(*args: Any, **kwargs: Any) -> contrast.Samples:
+        found.append(original(*args, **kwargs))
         return found[-1]
 
     monkeypatch.setattr(contrast, "sample", recording)
@@ -119,39 +123,51 @@ def one_anchor(anchor: np.ndarray, positive: np.ndarray, negatives: list[np.ndar
     return -math.log(numerator / (numerator + sum(math.exp(cosine(anchor, key) / TAU) for key in negatives)))
 
 
-def paper_term(given: Scene, queues: Queues, picked: Tensor, slots: Tensor) -> float:
-    """Algorithm 1 with Eq. 4 and 9 to 16. `picked` (C, M): pixels; `slots` (C, M, N): places in the class's queue."""
+def paper_term(
+    given: Scene, queues: Queues, picked: Tensor, slots: Tensor, groups: list[list[int]], **reading: bool
+) -> float:
+    """Algorithm 1 with Eq. 4 and 9 to 16, for each group. `picked` (G, C, M): pixels; `slots` (G, C, M, N): rows of the
+    class's queue. `reading`: ignored pixels as negatives of every class, and Eq. 14 and 15 without their ranks.
+    """
     gamma = np.percentile(given.entropies.double().numpy(), 100 * (1 - ALPHA))
+    anchors: dict[tuple[int, int], list[tuple[int, ...]]] = {}
+    for k, images in enumerate(groups):
+        for c in range(C):
+            own = anchors[k, c] = []
+            for i, y, x in ((i, y, x) for i in images for y, x in np.ndindex(SIDE, SIDE)):
+                p = given.probs[i, :, y, x]
+                order = int((p > p[c]).sum())
+                if i < N:
+                    truth = given.masks[i, y, x]
+                    if truth == c and p[c] > DELTA_P:  # Eq. 9
+                        own.append((i, y, x))
+                    near = reading.get("no_ranks") or 0 <= order < R_LOW
+                    negative = truth != c and (truth != IGNORE or reading.get("ignored")) and near  # Eq. 14
+                else:
+                    entropy = given.entropies[i - N, y, x].double()
+                    if entropy < gamma and given.labels[i - N, y, x] == c and p[c] > DELTA_P:  # Eq. 6 and 10
+                        own.append((i, y, x))
+                    near = reading.get("no_ranks") or R_LOW <= order < R_HIGH
+                    negative = entropy > gamma and near  # Eq. 15
+                if negative:
+                    queues[c].append(vector(given.teacher, (i, y, x)))
     loss = 0.0
-    for c in range(C):
-        anchors = []
-        for i, y, x in PIXELS:
-            p = given.probs[i, :, y, x]
-            order = int((p > p[c]).sum())
-            if i < N:
-                truth = given.masks[i, y, x]
-                if truth == c and p[c] > DELTA_P:  # Eq. 9
-                    anchors.append((i, y, x))
-                negative = truth != c and truth != IGNORE and 0 <= order < R_LOW  # Eq. 14
-            else:
-                entropy = given.entropies[i - N, y, x].double()
-                if entropy < gamma and given.labels[i - N, y, x] == c and p[c] > DELTA_P:  # Eq. 6 and 10
-                    anchors.append((i, y, x))
-                negative = entropy > gamma and R_LOW <= order < R_HIGH  # Eq. 15
-            if negative:
-                queues[c].append(vector(given.teacher, (i, y, x)))
-        if not anchors or not queues[c]:
+    for (k, c), own in anchors.items():
+        if not own or not queues[c]:
             continue
-        positive = np.mean([vector(given.teacher, pixel) for pixel in anchors], axis=0)  # Eq. 12
-        for m, pixel in enumerate(picked[c].tolist()):
-            assert PIXELS[pixel] in anchors
-            negatives = [queues[c][slot] for slot in slots[c, m]]
+        positive = np.mean([vector(given.teacher, pixel) for pixel in own], axis=0)  # Eq. 12
+        for m, pixel in enumerate(picked[k, c].tolist()):
+            assert PIXELS[pixel] in own
+            negatives = [queues[c][slot] for slot in slots[k, c, m]]
             loss += one_anchor(vector(given.student, PIXELS[pixel]), positive, negatives)
-    return loss / (C * picked.shape[1])
+    return loss / picked.numel()
 
 
 def released_term(given: Scene, queues: Queues, picked: Tensor, slots: Tensor) -> tuple[float, list[int]]:
-    """The released code's term, and the classes whose anchors add to it; `slots`: places in the queue of the twin."""
+    """The released code's term with a right one-hot stack, of one group, and the classes whose anchors add to it.
+
+    `picked` (C, M), `slots` (C, M, N): places in the queue of the twin.
+    """
     low, high = (np.percentile(given.entropies.double().numpy(), 100 * q) for q in (ALPHA, 1 - ALPHA))
     present, anchors, prototypes = [], [], []
     for c in range(C):
@@ -188,7 +204,7 @@ def released_term(given: Scene, queues: Queues, picked: Tensor, slots: Tensor) -
             negatives = [queues[twin][slot] for slot in slots[position, m]]
             losses.append(one_anchor(vector(given.student, PIXELS[pixel]), positive, negatives))
         loss += sum(losses) / len(losses)
-    return loss / len(present), contributing
+    return (loss / len(present) if len(present) > 1 else 0.0), contributing
 
 
 def queues_agree(method: Any, queues: Queues) -> bool:
@@ -198,31 +214,47 @@ def queues_agree(method: Any, queues: Queues) -> bool:
     return sum(map(len, queues)) > 0
 
 
+READINGS: dict[str, tuple[dict[str, Any], list[list[int]], dict[str, bool]]] = {
+    "default": ({}, TOGETHER, {}),
+    "groups": ({"contrastive_groups": "share", "group_size": 1}, APART, {}),
+    "per image": ({"anchors_drawn": "per_image"}, TOGETHER, {}),
+    "ignored": ({"ignored_negatives": True}, TOGETHER, {"ignored": True}),
+    "no ranks": ({"prt": False}, TOGETHER, {"no_ranks": True}),
+    "distinct": ({"replacement": False}, TOGETHER, {}),
+}
+
+
+@pytest.mark.parametrize("reading", READINGS)
 @pytest.mark.parametrize("present", [PRESENT, (3,), tuple(range(C))])
-def test_the_papers_term_equals_its_oracle(drawn: list, present: tuple[int, ...]) -> None:
-    method, queues = build(), [[] for _ in range(C)]
+def test_the_papers_term_equals_its_oracle(drawn: list, present: tuple[int, ...], reading: str) -> None:
+    changes, groups, other = READINGS[reading]
+    method, queues = build(**changes), [[] for _ in range(C)]
     for step in range(2):  # the second step samples what the first left in the bank
         given = scene(step, present)
         found = run(method, given, step)["contrastive"].item()
-        slots = drawn[-1].keys - method.contrast.bank.start[:, None, None]
-        assert found == pytest.approx(paper_term(given, queues, drawn[-1].anchors, slots), rel=1e-5)
+        picked, slots = drawn[-1].anchors, drawn[-1].keys - method.contrast.bank.start[:, None, None]
+        assert picked.shape == (len(groups), C, 5 * (4 if reading == "per image" else 1))
+        assert found == pytest.approx(paper_term(given, queues, picked, slots, groups, **other), rel=1e-5)
         assert found > 0 and queues_agree(method, queues)
+        if reading == "distinct":
+            full = drawn[-1].valid & (method.contrast.bank.count >= slots.shape[-1])
+            assert all(len(set(row)) == slots.shape[-1] for row in slots[full].flatten(0, 1).tolist())
 
 
-@pytest.mark.parametrize("present", [PRESENT, (0, 1, 2, 5), (2, 3, 4, 5), tuple(range(C))])
+@pytest.mark.parametrize("present", [PRESENT, (0, 1, 2, 5), (2, 3, 4, 5), (0,), tuple(range(C))])
 def test_the_released_term_equals_its_oracle(drawn: list, present: tuple[int, ...]) -> None:
     method, queues = build(**RELEASED), [[] for _ in range(C)]
     for step in range(2):
         given = scene(step, present)
         found = run(method, given, step)["contrastive"].item()
         twins = list(present) + [0] * (C - len(present))
-        slots = drawn[-1].keys - method.contrast.bank.start[twins][:, None, None]
-        expected, contributing = released_term(given, queues, drawn[-1].anchors, slots)
+        slots = drawn[-1].keys[0] - method.contrast.bank.start[twins][:, None, None]
+        expected, contributing = released_term(given, queues, drawn[-1].anchors[0], slots)
         assert found == pytest.approx(expected, rel=1e-5)
         # class c needs anchors of its own, at least c + 1 present classes, and negatives in the bank of the c-th
         filled = [method.contrast.bank.count[twin] > 0 for twin in present]
         assert contributing == [c for c in range(len(present)) if c in present and filled[c]]
-        assert found > 0 and queues_agree(method, queues)
+        assert (found > 0) == (len(present) > 1) and queues_agree(method, queues)
 
 
 def classes_that_learn(method: Any) -> set[int]:
@@ -252,18 +284,44 @@ def test_labelled_pixels_enter_the_papers_bank_only(mask: str, enter: bool) -> N
     assert bool((labelled | unlabelled).all())
 
 
-def test_with_equal_teacher_views_the_released_bank_stays_empty() -> None:
-    """The pseudo-label then has rank 0, and r_low <= rank never holds."""
-    method, given = build(**RELEASED), scene()
+def keys_pushed(label_stacking: str) -> int:
+    """Of a batch whose pseudo-labels are the most probable class of the view that ranks the classes."""
+    method, given = build(**RELEASED, label_stacking=label_stacking, group_size=N), scene()
     given.labels = given.probs[N:].argmax(1)
-    assert run(method, given)["contrastive"] == 0
-    assert method.contrast.bank.count.sum() == 0
+    run(method, given)
+    return int(method.contrast.bank.count.sum())
 
 
-@pytest.mark.parametrize("factor", [*RELEASED, "anchors_per_class"])
-def test_each_factor_alone_changes_the_term(factor: str) -> None:
-    value = RELEASED.get(factor, 9)
-    base, flipped = (run(build(**changes), scene())["contrastive"] for changes in ({}, {factor: value}))
+def test_with_equal_teacher_views_only_the_stacking_fills_the_released_bank() -> None:
+    """With a right one-hot stack the pseudo-label has rank 0, and r_low <= rank never holds; another image's may."""
+    assert keys_pushed("paper") == 0
+    assert keys_pushed("released") > 5
+
+
+OTHERS = {
+    "anchors_per_class": 9,
+    "label_stacking": "released",
+    "contrastive_groups": "share",
+    "threshold_groups": "share",
+    "weight_groups": "share",
+    "loss_groups": "share",
+    "anchors_drawn": "per_image",
+    "ignored_negatives": True,
+    "prt": False,
+    "replacement": False,
+    "alpha_epochs": "from_1",
+}
+
+
+@pytest.mark.parametrize("factor", [*RELEASED, *OTHERS])
+def test_each_factor_alone_changes_the_loss(factor: str) -> None:
+    """Groups of one image but for stacking, whose slip a single image does not have."""
+    group = {"group_size": N if factor == "label_stacking" else 1}
+    given = scene()
+    given.student = given.student.detach()
+    base, flipped = (
+        run(build(**group, **changes), given)["loss"] for changes in ({}, {factor: (RELEASED | OTHERS)[factor]})
+    )
     assert flipped != base
 
 

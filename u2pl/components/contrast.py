@@ -28,15 +28,6 @@ def members(labels: Tensor, n_classes: int) -> Tensor:
     return labels[:, None] == torch.arange(n_classes, device=labels.device).view(1, -1, 1, 1)
 
 
-def anchor_pixels(probs: Tensor, labels: Tensor, delta_p: float) -> Tensor:
-    """Eq. 9 and 10: bool (B, C, h, w), True where the label is c and p(c) > delta_p.
-
-    `probs` (B, C, h, w) are the teacher's, `labels` (B, h, w) the ground truth or the pseudo-labels of Eq. 6. A label
-    outside 0 to C - 1 (the ignore label) makes no anchor.
-    """
-    return members(labels, probs.shape[1]) & (probs > delta_p)
-
-
 def labelled_negatives(probs: Tensor, own: Tensor, known: Tensor, *, r_low: int) -> Tensor:
     """Eq. 14: bool (B, C, h, w), True where y != c and c is among the r_low most probable classes.
 
