@@ -173,7 +173,8 @@ def test_the_bounds_themselves_are_taken(params: Path) -> None:
     put(params, TABLE, "rows 0 paper", [0, 100, 0.0, 100.0, None])
     put(params, DATA, "cityscapes ignore_label", 19)
     suite = load_suite("demo", params)
-    assert {spec.seed for spec in suite.runs.values()} == {0, 2**32 - 1}
+    # and those that the baseline of Table D has beyond
+    assert {spec.seed for spec in suite.runs.values()} == {0, 2**32 - 1, *range(1, 7)}
     assert suite.datasets["cityscapes"].ignore_label == 19
 
 

@@ -1,6 +1,7 @@
 """The grid: tables x columns -> cells -> runs. Equal settings give the equal run."""
 
 from collections.abc import Callable
+from itertools import count, islice
 from pathlib import Path
 from typing import Any
 
@@ -212,7 +213,7 @@ def _grid(
                         overrides={k: v for k, v in overrides.items() if k != "checkpoint_selection"},
                         departures={k: v for k, v in departures.items() if k != "checkpoint_selection"},
                     )
-                    for seed in params.seeds
+                    for seed in _seeds(params.seeds, row.seed_factor)
                     if row.method is not None
                 ]
                 runs.update({spec.id: spec for spec in specs})
@@ -230,6 +231,11 @@ def _grid(
                     )
                 )
     return {"tables": tables, "runs": runs, "cells": cells}
+
+
+def _seeds(seeds: list[int], factor: int) -> list[int]:
+    """The seeds of the scale first, as rows are compared seed by seed; then the smallest numbers that are none of them."""
+    return [*seeds, *islice((n for n in count() if n not in seeds), (factor - 1) * len(seeds))]
 
 
 def _settings(

@@ -252,11 +252,12 @@ class Row(Strict):
     method: str | None = None
     fidelity: str = DEFAULT_FIDELITY
     overrides: dict[str, Any] = {}
+    seed_factor: Positive = 1  # so many times as many seeds as the scale has
     paper: list[Percent | None]
 
     @model_validator(mode="after")
     def quoted_rows_train_nothing(self) -> "Row":
-        for key in ("fidelity", "overrides"):
+        for key in ("fidelity", "overrides", "seed_factor"):
             if self.method is None and key in self.model_fields_set:
                 raise Mistake(key, repr(getattr(self, key)), "a row with a `method`: this one is quoted")
         return self

@@ -139,10 +139,10 @@ def compare(suite: Suite, results: Path) -> pd.DataFrame:
     for cells in columns.values():
         for above, cell in zip(cells, cells[1:], strict=False):
             for other in [cells[0]] if above is cells[0] else [cells[0], above]:
-                if (cell.runs, cell.checkpoint) == (other.runs, other.checkpoint):
+                # Both begin with the scale's seeds in the same order; a baseline may have more of them.
+                pairs = list(zip(cell.runs, other.runs, strict=False))
+                if cell.checkpoint == other.checkpoint and all(a == b for a, b in pairs):
                     continue
-                # Both hold the scale's seeds in the same order.
-                pairs = zip(cell.runs, other.runs, strict=True)
                 sample = Sample.of([miou[a, cell.checkpoint] - miou[b, other.checkpoint] for a, b in pairs])
                 low, high = sample.interval
                 rows.append(
