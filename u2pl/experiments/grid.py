@@ -1,7 +1,7 @@
 """The grid: tables x columns -> cells -> runs. Equal settings give the equal run."""
 
+import itertools
 from collections.abc import Callable
-from itertools import count, islice
 from pathlib import Path
 from typing import Any
 
@@ -234,8 +234,9 @@ def _grid(
 
 
 def _seeds(seeds: list[int], factor: int) -> list[int]:
-    """The seeds of the scale first, as rows are compared seed by seed; then the smallest numbers that are none of them."""
-    return [*seeds, *islice((n for n in count() if n not in seeds), (factor - 1) * len(seeds))]
+    """The scale's seeds first, as rows are compared seed by seed; then the smallest numbers that are none of them."""
+    others = (number for number in itertools.count() if number not in seeds)
+    return [*seeds, *itertools.islice(others, (factor - 1) * len(seeds))]
 
 
 def _settings(
