@@ -239,7 +239,7 @@ class Oracle:
             values = entropies[own].flatten().numpy()
             gamma, lowest = np.percentile(values, 100 * (1 - alpha)), np.percentile(values, 100 * alpha)
             for cut in (gamma, lowest):
-                assert np.abs(values - cut).min() > 1e-10, "an entropy lies on its threshold"
+                assert np.abs(values - cut).min() > 1e-9, "an entropy lies on its threshold"
             reliable = entropies[own] < gamma
             targets = torch.where(reliable, pseudo_labels[own], IGNORE)
             weight = reliable.numel() / int(reliable.sum())
