@@ -30,7 +30,7 @@ torch.set_num_threads(1)
 
 OnRanks = Callable[[int, Callable[[], Any]], list[Any]]
 FIDELITY = Path(__file__).parents[2] / "params/fidelity.yaml"
-C, BATCH, HEIGHT, WIDTH, CPU = 7, 8, 33, 29, torch.device("cpu")
+C, BATCH, HEIGHT, WIDTH = 7, 8, 33, 29
 STEPS_PER_EPOCH, SEMI_SUPERVISED, RATE, MIN_KEPT = 2, 10, 0.05, 500
 OCCURRING = [0, 1, 3, 4, 6]  # in the masks: others shift the place of a class in the list of present ones
 # Sizes of the test; everything else is the preset's.
@@ -173,7 +173,7 @@ def by_suite(kind: str) -> dict[str, Tensor]:
     method = build_method("u2pl", settings, Setup(lambda: Network(RELEASED[kind]["ohem"]), C, IGNORE)).double()
     for network, initial in zip((method.student, method.teacher.network), networks(kind), strict=True):
         network.load_state_dict(initial.state_dict())
-    span_ranks(method, BATCH // world_size(), CPU)
+    span_ranks(method, BATCH // world_size(), torch.device("cpu"))
     forward = data_parallel(method)
     losses = train(
         kind,
@@ -213,7 +213,7 @@ def test_the_data_reach_every_branch(kind: str, oracles: dict[str, tuple[dict[st
     assert min(len(present) for present in seen.present) <= 1 or kind == "pascal"
 
 
-@pytest.mark.parametrize("world", [1, 2, 4])
+@pytest.mark.parametrize("world", [1, *(pytest.param(world, marks=pytest.mark.slow) for world in (2, 4))])
 @pytest.mark.parametrize("kind", RELEASED)
 def test_ten_steps_of_the_preset_are_those_of_the_oracle(
     kind: str, world: int, oracles: dict[str, tuple[dict[str, Tensor], Seen]], on_ranks: OnRanks
