@@ -20,6 +20,8 @@ from PIL import Image
 from tests.small import settings_for
 from u2pl.experiments.schema import Dataset, Recipe
 from u2pl.experiments.suite import RunSpec
+from u2pl.ranks.collectives import rank, world_size
+from u2pl.ranks.layers import process_group
 
 torch.set_num_threads(1)
 COLOURS = np.array([[40, 40, 40], [220, 40, 40], [40, 40, 220]])
@@ -148,5 +150,25 @@ def fork() -> Callable[[int, Callable[[], None]], list[int | None]]:
             process.kill()
             process.join()
         return [process.exitcode for process in processes]
+
+    return start
+
+
+@pytest.fixture(scope="session")
+def on_ranks(
+    fork: Callable[..., list[int | None]], tmp_path_factory: pytest.TempPathFactory
+) -> Callable[[int, Callable[[], Any]], list[Any]]:
+    """What a function returns in each of so many ranks."""
+
+    def start(world: int, work: Callable[[], Any]) -> list[Any]:
+        folder = tmp_path_factory.mktemp("ranks")
+
+        def enter() -> None:
+            with process_group(torch.device("cpu")):
+                assert world_size() == world
+                torch.save(work(), folder / f"{rank()}.pt")
+
+        assert fork(world, enter) == [0] * world
+        return [torch.load(folder / f"{number}.pt", weights_only=True) for number in range(world)]
 
     return start

@@ -30,7 +30,6 @@ from u2pl.ranks.layers import SharedDropout2d, SyncBatchNorm2d, data_parallel, i
 
 pytestmark = pytest.mark.slow
 
-Fork = Callable[[int, Callable[[], None]], list[int | None]]
 OnRanks = Callable[[int, Callable[[], Any]], list[Any]]
 C, IGNORE, SIDE, BATCH, CPU = 5, 255, 17, 8, torch.device("cpu")
 RELEASED = {
@@ -72,24 +71,6 @@ CASES: dict[str, tuple[str, dict[str, Any]]] = {
     "shares_of_three": ("u2pl", SHARES | {"cutmix_probability": 1, "label_stacking": "released", "group_size": 3}),
     "per_image": ("u2pl", {"anchors_drawn": "per_image", "replacement": False, "ignored_negatives": True}),
 }
-
-
-@pytest.fixture(scope="session")
-def on_ranks(fork: Fork, tmp_path_factory: pytest.TempPathFactory) -> OnRanks:
-    """What a function returns in each of so many ranks."""
-
-    def start(world: int, work: Callable[[], Any]) -> list[Any]:
-        folder = tmp_path_factory.mktemp("ranks")
-
-        def enter() -> None:
-            with process_group(CPU):
-                assert world_size() == world
-                torch.save(work(), folder / f"{rank()}.pt")
-
-        assert fork(world, enter) == [0] * world
-        return [torch.load(folder / f"{number}.pt", weights_only=True) for number in range(world)]
-
-    return start
 
 
 def batch() -> dict[str, Tensor]:
