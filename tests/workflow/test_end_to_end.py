@@ -98,7 +98,7 @@ def test_dvclive_ends_where_the_history_ends(finished):
 
 
 def test_an_edited_split_list_stops_the_training(finished):
-    folder = finished / "data/demo/splits/pascal_classic/drawn/4"
+    folder = finished / "data/demo/splits/pascal_classic/drawn/4/seed0"
     before = (folder / "labeled.txt").read_text()
     validation = (folder / "val.txt").read_text().split()[0]
     try:
