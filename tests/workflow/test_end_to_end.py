@@ -167,7 +167,7 @@ def test_one_value_reruns_exactly_the_affected_runs(finished):
         ("tables/small.yaml", "A small table.", "A tiny table.", {"table", "figure", "page"}),
         ("tables/small.yaml", "title: PseudoSeg", "title: Pseudo", {"cells", "table", "figure", "page"}),
         ("scales/demo.yaml", "title: a small network", "title: a network", {"cells", "table", "page"}),
-        ("scales/demo.yaml", "synthetic: true", "synthetic: false", {"cells", "table", "page"}),
+        ("scales/demo.yaml", "synthetic: true", "equivalence_margin: 2.0\nsynthetic: true", {"cells", "table", "page"}),
         ("figures.yaml", "caption: Images.", "caption: Pictures.", {"predicted_figure"}),
     ],
 )
