@@ -167,7 +167,7 @@ def trained() -> Files:
 
 
 def test_split_lists_and_their_manifest(before: Files) -> None:
-    folder = Path("data/demo/splits/pascal_classic/drawn/4")
+    folder = Path("data/demo/splits/pascal_classic/drawn/4/seed0")
 
     def step() -> bool:
         return call("train", SUPONLY)

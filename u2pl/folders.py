@@ -8,6 +8,12 @@ RECEIPT = "made.json"  # what a result was made of, see u2pl/experiments/specs.p
 WEIGHTS = Path("weights")  # of encoders
 
 
+def split_name(protocol: str, source: str, labelled: int, seed: int | None) -> str:
+    """The folder of a split below data/<scale>/splits. Each seed has drawn lists; published ones serve all seeds."""
+    name = f"{protocol}/{source}/{labelled}"
+    return f"{name}/seed{seed}" if source == "drawn" else name
+
+
 def fetched(file: Path) -> Path:
     """The manifest beside a file that was fetched."""
     return file.with_name(f"{file.name}.json")
@@ -96,7 +102,7 @@ class Data:
         return Prepared(self.folder / dataset)
 
     def split(self, name: str) -> Split:
-        """name: <protocol>/<source>/<labelled>"""
+        """name: of `split_name`"""
         return Split(self.splits / name)
 
     def receipt(self, kind: str, name: str) -> Path:
@@ -104,7 +110,9 @@ class Data:
 
     def split_manifests(self) -> list[Path]:
         """Those of all splits that have been made."""
-        return sorted(self.splits.glob(f"*/*/*/{MANIFEST}"))
+        drawn = self.splits.glob(f"*/drawn/*/seed*/{MANIFEST}")
+        published = (path for path in self.splits.glob(f"*/*/*/{MANIFEST}") if path.parts[-3] != "drawn")
+        return sorted([*drawn, *published])
 
 
 @dataclass(frozen=True)

@@ -21,11 +21,13 @@ PROTOCOL = Protocol(dataset="pascal", candidates="train_aug", universe="train_au
 
 @pytest.fixture
 def data(pascal: Path, tmp_path: Path) -> Path:
-    """A drawn split of 4 images and one of another source that shares some of them."""
+    """Splits of 4 images: drawn with two seeds, by class, and of another source."""
     shutil.copytree(pascal, tmp_path / "pascal")
     universe = (pascal / "lists/train_aug.txt").read_text().split()
     fine = set((pascal / "lists/train.txt").read_text().split())
-    draw(PROTOCOL, 4, tmp_path / "pascal", tmp_path / "splits/blender/drawn/4", 0)
+    for seed in (0, 1):
+        target = tmp_path / f"splits/blender/drawn/4/seed{seed}"
+        draw(PROTOCOL, 4, tmp_path / "pascal", target, seed, stratified=True)
     other = sorted(fine)[:3] + sorted(set(universe) - fine)[:1]
     lists = {"labeled": other, "unlabeled": set(universe) - set(other)}
     write(PROTOCOL, lists, tmp_path / "pascal", tmp_path / "splits/blender/u2pl/4", {"source": "u2pl"})
@@ -33,15 +35,24 @@ def data(pascal: Path, tmp_path: Path) -> Path:
 
 
 def test_counts_against_the_files(data: Path) -> None:
-    drawn, other = audit_splits(data)
-    labeled = {s: (data / f"splits/blender/{s}/4/labeled.txt").read_text().split() for s in ("drawn", "u2pl")}
-    assert (drawn.source, other.source) == ("drawn", "u2pl")
-    assert (other.labelled, other.unlabelled, other.fine) == (4, 6, 3)
-    both = len(set(labeled["drawn"]) & set(labeled["u2pl"]))
-    assert drawn.overlap == {"u2pl": both} and other.overlap == {"drawn": both}
+    audits = audit_splits(data)
+    folders = {"drawn/seed0": "drawn/4/seed0", "drawn/seed1": "drawn/4/seed1", "u2pl": "u2pl/4"}
+    labeled = {s: (data / f"splits/blender/{f}/labeled.txt").read_text().split() for s, f in folders.items()}
+    assert [audit.source for audit in audits] == list(folders)
+    for one in audits:
+        shared = {s: len(set(ids) & set(labeled[one.source])) for s, ids in labeled.items() if s != one.source}
+        assert one.overlap == shared
+    other = audits[-1]
+    assert (other.labelled, other.unlabelled, other.fine, other.missing) == (4, 6, 3, None)
     names = read_json(data / "pascal/manifest.json")["classes"]
     masks = np.stack([np.array(Image.open(data / f"pascal/masks/{i}.png")) for i in labeled["u2pl"]])
     valid = (masks != 255).sum()
+    universe = (data / "pascal/lists/train_aug.txt").read_text().split()
+    there = {i: set(np.unique(np.array(Image.open(data / f"pascal/masks/{i}.png")))) - {255} for i in universe}
+    for audit in audits[:2]:
+        lost = set.union(*there.values()) - set.union(*(there[i] for i in labeled[audit.source]))
+        manifest = read_json(data / "splits/blender" / folders[audit.source] / "manifest.json")
+        assert manifest["missing"] == [names[label] for label in sorted(lost)] and audit.missing == len(lost) > 0
     for label, name in enumerate(names):
         assert other.pixels[name] == pytest.approx((masks == label).sum() / valid)
         assert other.images[name] == pytest.approx((masks == label).any((1, 2)).mean())
@@ -50,7 +61,8 @@ def test_counts_against_the_files(data: Path) -> None:
 
 def test_filters(data: Path) -> None:
     (one,) = audit_splits(data, "blender", ["u2pl"], classes=False)
-    assert one.source == "u2pl" and list(one.overlap) == ["drawn"] and not one.pixels
+    assert one.source == "u2pl" and list(one.overlap) == ["drawn/seed0", "drawn/seed1"] and not one.pixels
+    assert [audit.source for audit in audit_splits(data, sources=["drawn"])] == ["drawn/seed0", "drawn/seed1"]
     shutil.rmtree(data / "pascal/masks")
     assert all(not audit.images for audit in audit_splits(data))
     for arguments in (("classic", None), ("blender", ["cps"])):
@@ -69,11 +81,14 @@ def test_csv_and_tables(data: Path, tmp_path: Path) -> None:
     write_csv(tmp_path / "audit.csv", audits)
     with (tmp_path / "audit.csv").open() as stream:
         rows = list(csv.DictReader(stream))
-    assert {row["protocol"] for row in rows} == {"blender"} and len(rows) == 2 * (4 + 1 + 2 * 21)
+    assert {row["protocol"] for row in rows} == {"blender"} and len(rows) == 3 * (4 + 2 + 2 * 21) + 2
     fine = [row for row in rows if (row["source"], row["quantity"], row["of"]) == ("u2pl", "share", "finely annotated")]
     assert [float(row["value"]) for row in fine] == [0.75]
     sizes, classes = tables(audits)
-    assert sizes.row_count == 2 and classes.row_count == 21
+    assert sizes.row_count == 3 and classes.row_count == 21
+    missing = [row["value"] for row in rows if row["of"] == "without a labelled image"]
+    (column,) = [column for column in sizes.columns if column.header == "miss-\ning"]
+    assert [*column.cells] == [*missing, ""]
     assert len(tables(audit_splits(data, classes=False))) == 1
 
 

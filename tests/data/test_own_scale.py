@@ -57,4 +57,4 @@ def test_with_archives_its_commands_run(example: dict, u2pl: Callable[..., None]
     u2pl("data", "prepare", "pascal", "--workers", "2")
     u2pl("data", "split", "pascal_classic", "4")
     assert read_json(Path("data/lab/pascal/manifest.json"))["counts"] == NUMBERS
-    assert len(Path("data/lab/splits/pascal_classic/drawn/4/labeled.txt").read_text().split()) == 4
+    assert len(Path("data/lab/splits/pascal_classic/drawn/4/seed0/labeled.txt").read_text().split()) == 4

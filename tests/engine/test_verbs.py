@@ -167,7 +167,7 @@ def test_evaluate_refuses_weights_that_are_not_those_of_run_json(checkout: Path,
 
 
 def test_evaluate_refuses_a_validation_list_that_was_edited(checkout: Path, alone: bytes) -> None:
-    path = checkout / "data/demo/splits/pascal_classic/drawn/4/val.txt"
+    path = checkout / "data/demo/splits/pascal_classic/drawn/4/seed0/val.txt"
     before = path.read_text()
     try:
         path.write_text("".join(before.splitlines(keepends=True)[1:]))

@@ -233,6 +233,36 @@ def test_what_a_scale_changes_departs_from_the_paper():
     assert runs["pascal_blender-6-cutmix-seed0"].departures == {}, "a method without a bank"
 
 
+@pytest.mark.parametrize(("scale", "source"), [("paper", "u2pl"), ("demo", "drawn"), ("mini", "drawn")])
+def test_both_presets_take_published_lists_but_on_synthetic_scales(scale, source):
+    runs = load_suite(scale, ROOT).runs.values()
+    taken = {(spec.fidelity, spec.settings.split_source) for spec in runs if "split_source" not in spec.overrides}
+    assert taken == {("paper", source), ("released", source)}
+    assert not any("split_source" in spec.departures for spec in runs if "split_source" not in spec.overrides)
+
+
+@pytest.mark.parametrize("part", ["all", "pascal"])
+def test_the_preset_of_a_synthetic_scale_may_take_published_lists(params, part):
+    own = {"released": {part: {"split_source": "u2pl"}}}
+    edit(params / "params/scales/demo.yaml", lambda v: v.update(fidelity=own))
+    runs = load_suite("demo", params).runs
+    assert runs["pascal_blender-6-u2pl-released-seed0"].split == "pascal_blender/u2pl/6"
+    assert runs["pascal_blender-6-u2pl-seed0"].split == "pascal_blender/drawn/6/seed0"
+
+
+def test_drawn_lists_are_of_a_seed_and_published_ones_of_all():
+    """Table D shows both; the reported runs of all other tables have the authors' lists."""
+    suite = load_suite("paper", ROOT)
+    rows = {cell.row: cell for cell in suite.cells if cell.table == "divergences"}
+    splits = {row: [suite.runs[run].split for run in cell.runs] for row, cell in rows.items()}
+    assert splits["split_source = drawn"] == [f"pascal_blender/drawn/1323/seed{seed}" for seed in range(3)]
+    assert splits["split_source = cps"] == ["pascal_blender/cps/1323"] * 3
+    others = [lists for row, lists in splits.items() if not row.startswith("split_source")]
+    assert all(lists == ["pascal_blender/u2pl/1323"] * 3 for lists in others)
+    numbered = [run for cell in suite.cells if cell.table != "divergences" for run in cell.runs]
+    assert {suite.runs[run].split.split("/")[1] for run in numbered} == {"u2pl"}
+
+
 def test_what_follows_from_synthetic_need_not_be_written(params):
     edit(params / "params/scales/demo.yaml", lambda v: v["datasets"]["pascal"]["synthetic"].update(extra=20, train=33))
     suite = load_suite("demo", params)

@@ -6,6 +6,7 @@ import sys
 from pathlib import Path
 
 import pytest
+import yaml
 
 from u2pl.experiments import load_suite
 
@@ -44,8 +45,22 @@ def test_demo_and_paper_plans(checkout):
     suite = load_suite("paper", ROOT)
     assert (paper["train"], paper["table"]) == (len(suite.runs), len(suite.tables))
     assert (paper["figure"] + paper["predicted_figure"], paper["page"]) == (len(suite.figures), 1)
-    # the fractions of the three protocols as drawn, and the two published blender lists that rows ask for
-    assert paper["split"] == 5 + 4 + 4 + 2
+    # the authors' lists of the three protocols, and of Table D one of CPS's and one drawn with each of three seeds
+    assert paper["split"] == 5 + 4 + 4 + 1 + 3
+
+
+def test_on_synthetic_data_a_mirror_is_drawn_for_the_rows_that_ask_for_published_lists(checkout):
+    """Table D asks for those of CPS; no preset does, so that those of the authors need a row of their own."""
+
+    def mirrors():
+        return {rule for rule in planned(checkout) if rule.startswith("synthesize_lists")}
+
+    assert mirrors() == {"synthesize_lists_cps_pascal_blender"}
+    path = checkout / "params/tables/table3.yaml"
+    table = yaml.safe_load(path.read_text())
+    row = {"title": "authors", "method": "u2pl", "overrides": {"split_source": "u2pl"}, "paper": [None] * 4}
+    path.write_text(yaml.safe_dump(table | {"rows": [*table["rows"], row]}))
+    assert mirrors() == {"synthesize_lists_cps_pascal_blender", "synthesize_lists_u2pl_cityscapes"}
 
 
 def test_one_table_and_one_run(checkout):

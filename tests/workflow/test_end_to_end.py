@@ -98,7 +98,7 @@ def test_dvclive_ends_where_the_history_ends(finished):
 
 
 def test_an_edited_split_list_stops_the_training(finished):
-    folder = finished / "data/demo/splits/pascal_classic/drawn/4"
+    folder = finished / "data/demo/splits/pascal_classic/drawn/4/seed0"
     before = (folder / "labeled.txt").read_text()
     validation = (folder / "val.txt").read_text().split()[0]
     try:
@@ -167,7 +167,7 @@ def test_one_value_reruns_exactly_the_affected_runs(finished):
         ("tables/small.yaml", "A small table.", "A tiny table.", {"table", "figure", "page"}),
         ("tables/small.yaml", "title: PseudoSeg", "title: Pseudo", {"cells", "table", "figure", "page"}),
         ("scales/demo.yaml", "title: a small network", "title: a network", {"cells", "table", "page"}),
-        ("scales/demo.yaml", "synthetic: true", "synthetic: false", {"cells", "table", "page"}),
+        ("scales/demo.yaml", "synthetic: true", "equivalence_margin: 2.0\nsynthetic: true", {"cells", "table", "page"}),
         ("figures.yaml", "caption: Images.", "caption: Pictures.", {"predicted_figure"}),
     ],
 )

@@ -76,6 +76,7 @@ def finished(tmp_path_factory):
         },
         "protocols": {"pascal_classic": {"fractions": {"1/2": train // 2}}, "cityscapes": {"fractions": {"1/2": 1}}},
         "recipes": {"pascal": SMALL, "cityscapes": SMALL},
+        "fidelity": {name: {"all": {"split_source": "drawn"}} for name in ("paper", "released")},
     }  # fmt: skip
     (folder / "params/scales/real.yaml").write_text(yaml.safe_dump(scale))
     shutil.rmtree(folder / "params/tables")

@@ -10,13 +10,14 @@ from u2pl.experiments import Suite, load_suite, published_list
 from u2pl.experiments.read import pick
 from u2pl.experiments.schema import Dataset, Protocol, PublishedSource
 from u2pl.experiments.specs import recorded
-from u2pl.folders import WEIGHTS, Data, data_of
+from u2pl.folders import WEIGHTS, Data, data_of, split_name
 
 data = typer.Typer(no_args_is_help=True, help="Archives, prepared images and masks, split lists.")
 splits = typer.Typer(no_args_is_help=True, help="What the split lists hold.")
 
 Scale = Annotated[str, typer.Option(help="A file of params/scales, without its ending.")]
 Source = Annotated[str, typer.Option(help="drawn, or a key of params/splits.yaml.")]
+Seed = Annotated[int | None, typer.Option(help="Of the runs that lists are drawn for; by default the scale's first.")]
 
 
 def _dataset(suite: Suite, name: str) -> Dataset:
@@ -110,8 +111,8 @@ def fetch_list(source: str, path: str, scale: Scale = "demo") -> None:
 
 
 @data.command()
-def split(protocol: str, labelled: int, source: Source = "drawn", scale: Scale = "demo") -> None:
-    """Draw the labelled and unlabelled lists of a protocol, or take those that a source published."""
+def split(protocol: str, labelled: int, source: Source = "drawn", seed: Seed = None, scale: Scale = "demo") -> None:
+    """Draw the labelled and unlabelled lists of a protocol for a seed, or take those that a source published."""
     from u2pl.data.splits.draw import draw
     from u2pl.data.splits.published import install
 
@@ -119,13 +120,18 @@ def split(protocol: str, labelled: int, source: Source = "drawn", scale: Scale =
     params = _protocol(suite, protocol)
     if labelled not in params.fractions.values():
         raise UserError(f"{protocol}: {labelled} labelled images", "no such fraction", params.fractions)
-    root = data_of(scale)
-    restored(suite, params.dataset)
-    prepared, target = root.prepared(params.dataset).folder, root.splits / protocol / source / str(labelled)
     files = published_list(suite, source, protocol, labelled)
-    with recorded(suite, "split", protocol, source, str(labelled)):
+    if files is not None and seed is not None:
+        raise UserError("--seed", seed, f"no seed: the lists of {source} serve all of them")
+    drawn_for = suite.params.seeds[0] if seed is None else seed
+    if drawn_for not in suite.params.seeds:
+        raise UserError("--seed", seed, f"one of the scale's {', '.join(map(str, suite.params.seeds))}")
+    root, name = data_of(scale), split_name(protocol, source, labelled, drawn_for)
+    restored(suite, params.dataset)
+    prepared, target = root.prepared(params.dataset).folder, root.split(name).folder
+    with recorded(suite, "split", name):
         if files is None:
-            draw(params, labelled, prepared, target, params.seed)
+            draw(params, labelled, prepared, target, drawn_for, stratified=suite.params.synthetic)
         else:
             folder, published = root.lists(source), suite.published[source]
             install(source, published, files, params, labelled, folder=folder, prepared=prepared, target=target)

@@ -40,7 +40,7 @@ from u2pl.experiments.schema import (
 )
 from u2pl.experiments.settings import SETTINGS, Training
 from u2pl.experiments.suite import Cell, RunSpec, Suite
-from u2pl.experiments.synthetic import drawn_dataset, drawn_lists
+from u2pl.experiments.synthetic import drawn_dataset, drawn_lists, drawn_preset
 
 
 def scale_names(root: Path = Path()) -> list[str]:
@@ -80,7 +80,7 @@ def load_suite(scale: str, root: Path = Path()) -> Suite:
     protocols: dict[str, Protocol] = typed(Protocol, "protocols", params.protocols)
     recipes: dict[str, Recipe] = typed(Recipe, "recipes", params.recipes)
     methods: dict[str, Method] = typed(Method, "methods", params.methods)
-    presets: dict[str, Preset] = typed(Preset, "fidelity", params.fidelity)
+    presets: dict[str, Preset] = typed(Preset, "fidelity", params.fidelity, drawn_preset)
     files = Files(folder, scale_file, params)
     check_settings(presets, methods, files)
     for name, protocol in protocols.items():

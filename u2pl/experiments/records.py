@@ -78,7 +78,7 @@ class PublishedFile(Strict):
 
 
 class SplitManifest(Strict):
-    """manifest.json of a split: drawn (seed, nested), or published (repository, commit, verified, files)."""
+    """manifest.json of a split: drawn (seed to missing), or published (repository to files)."""
 
     counts: dict[Lists, Count]
     sha256: dict[Lists, Sha256]
@@ -88,8 +88,11 @@ class SplitManifest(Strict):
     universe: str
     labelled: Positive
     source: str
-    seed: Seed | None = None
+    seed: Seed | None = None  # of the runs
+    protocol_seed: Seed | None = None
     nested: bool | None = None
+    stratified: bool | None = None
+    missing: list[str] | None = None  # of a stratified draw: classes of the candidates without a labelled image
     repository: str | None = None
     commit: str | None = None
     verified: bool | None = None

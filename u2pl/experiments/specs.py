@@ -24,7 +24,7 @@ from u2pl.experiments.read import pick
 from u2pl.experiments.records import Receipt, read, write
 from u2pl.experiments.suite import RunSpec, Suite
 from u2pl.files import atomic_path, sha256
-from u2pl.folders import RECEIPT, WEIGHTS, Data, Run, data_of, fetched, results_of
+from u2pl.folders import RECEIPT, WEIGHTS, Data, Run, data_of, fetched, results_of, split_name
 
 PLANNED = "U2PL_PLANNED"  # in the environment of jobs that Snakemake starts
 KINDS = (
@@ -123,7 +123,9 @@ class Jobs:
             self._add_lists(source)
         for name, protocol in suite.protocols.items():
             for labelled in protocol.fractions.values():
-                for source in ["drawn", *suite.published]:
+                for seed in suite.params.seeds:
+                    self._add_split(name, "drawn", labelled, seed)
+                for source in suite.published:
                     self._add_split(name, source, labelled)
 
     def _add_lists(self, source: str) -> None:
@@ -149,7 +151,7 @@ class Jobs:
                 content = {"path": path, "expected": hashes}
                 self._add("list", stem, content, inputs, outputs, data.receipt("list", stem))
 
-    def _add_split(self, name: str, source: str, labelled: int) -> None:
+    def _add_split(self, name: str, source: str, labelled: int, seed: int | None = None) -> None:
         suite, data, protocol = self.suite, self.data, self.suite.protocols[name]
         try:
             lists = published_list(suite, source, name, labelled)
@@ -168,9 +170,12 @@ class Jobs:
             hashes = published.sha256 or {}
             content |= {"sha256": {path: hashes[path].model_dump() for path in paths if path in hashes}}
             inputs += [fetched(data.lists(source) / path) for path in paths]
-        split = data.split(f"{name}/{source}/{labelled}")
+        else:
+            content |= {"seed": seed, "stratified": suite.params.synthetic}
+        folder = split_name(name, source, labelled, seed)
+        split = data.split(folder)
         outputs = [split.manifest, *map(split.list, ("labeled", "unlabeled", "val"))]
-        self._add("split", f"{name}/{source}/{labelled}", content, inputs, outputs, split.receipt)
+        self._add("split", folder, content, inputs, outputs, split.receipt)
 
     def _add_run(self, run: RunSpec) -> None:
         data, made = self.data, self.results.run(run.id)

@@ -20,6 +20,7 @@ from u2pl.experiments.schema import (
 )
 from u2pl.experiments.settings import SETTINGS, Training
 from u2pl.experiments.values import Fraction, Strict
+from u2pl.folders import split_name
 
 # Left out of what identifies a run while they have the reference's values.
 COMPUTATION = ("precision", "tf32", "channels_last", "fused_sgd")
@@ -61,7 +62,7 @@ class RunSpec(Strict):
     @property
     def split(self) -> str:
         """The folder of the split lists below data/<scale>/splits."""
-        return f"{self.protocol}/{self.settings.split_source}/{self.labelled}"
+        return split_name(self.protocol, self.settings.split_source, self.labelled, self.seed)
 
     def science(self) -> dict[str, Any]:
         """What the numbers depend on: all but addresses, colours and what the machine is asked for."""

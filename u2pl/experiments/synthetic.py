@@ -1,11 +1,11 @@
-"""What follows from `synthetic` in a scale's file: where archives and lists lie, and how many images there are."""
+"""What follows from `synthetic` in a scale's file: where archives and lists lie, how many images, and whose lists."""
 
 import math
 from pathlib import Path
 from typing import Any
 
 from u2pl.experiments.read import validate
-from u2pl.experiments.schema import Dataset, PublishedSource, Scale, Synthetic
+from u2pl.experiments.schema import Dataset, Preset, PublishedSource, Scale, Synthetic
 from u2pl.folders import Data, data_of
 
 MB_PER_PIXEL = 4e-6  # of an archive, and of the prepared images and masks
@@ -39,3 +39,8 @@ def drawn_lists(scale: str, params: Scale, source: str, _base: PublishedSource, 
     if not params.synthetic:
         return {}
     return {"url": f"file:{Data(data_of(scale).upstream).lists(source)}/", "sha256": None}
+
+
+def drawn_preset(_scale: str, params: Scale, _name: str, _base: Preset, _where: Path) -> dict[str, Any]:
+    """Every preset of a synthetic scale draws its lists: nobody has published any of its images."""
+    return {"all": {"split_source": "drawn"}} if params.synthetic else {}

@@ -144,6 +144,7 @@ rule fetch_list:
         "u2pl data fetch-list {wildcards.source:q} {wildcards.path:q} --scale {params.scale:q} > {log:q} 2>&1"
 
 
+# Drawn lists are of a seed: <n>/seed<k>.
 rule split:
     input:
         job_of("split"),
@@ -157,10 +158,12 @@ rule split:
         f"logs/{suite.scale}/split/{{protocol}}_{{source}}_{{n}}.log",
     wildcard_constraints:
         source="|".join(["drawn", *suite.published]),
+        n=r"\d+(/seed\d+)?",
     params:
         scale=suite.scale,
+        n=lambda wildcards: re.sub(r"\D+", " --seed ", wildcards.n),
     shell:
-        "u2pl data split {wildcards.protocol:q} {wildcards.n:q} --source {wildcards.source:q} --scale {params.scale:q}"
+        "u2pl data split {wildcards.protocol:q} {params.n} --source {wildcards.source:q} --scale {params.scale:q}"
         " > {log:q} 2>&1"
 
 

@@ -10,19 +10,16 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-from numpy.typing import NDArray
 from rich.box import SIMPLE
 from rich.table import Table
 
-from u2pl.data.images import check_labels, decode_mask, read_bytes
 from u2pl.data.lists import read_ids
 from u2pl.data.splits.draw import check
+from u2pl.data.splits.masks import Counts, pixel_counts
 from u2pl.errors import UserError
 from u2pl.experiments.records import PreparedManifest, SplitManifest, read
 from u2pl.files import atomic_path
 from u2pl.folders import Data, Prepared, Split
-
-Counts = NDArray[np.int64]
 
 
 @dataclass(frozen=True)
@@ -30,10 +27,11 @@ class Audit:
     """One split. Class shares are of the labelled images, and empty if no masks were read."""
 
     protocol: str
-    source: str
+    source: str  # of published lists, or drawn/seed<k>
     labelled: int
     unlabelled: int
     fine: int  # labelled images that are finely annotated
+    missing: int | None  # classes that only the other candidates show; None: the split does not record it
     overlap: dict[str, int]  # source -> labelled images that are also labelled in its split of the same size
     pixels: dict[str, float]  # class -> share of the pixels that have a class
     images: dict[str, float]  # class -> share of the images that show it
@@ -44,6 +42,8 @@ class Audit:
         yield "images", "unlabelled", self.unlabelled
         yield "images", "finely annotated", self.fine
         yield "share", "finely annotated", self.fine / self.labelled
+        if self.missing is not None:
+            yield "classes", "without a labelled image", self.missing
         yield from (("overlap", name, value) for name, value in self.overlap.items())
         yield from (("pixel share", name, value) for name, value in self.pixels.items())
         yield from (("image share", name, value) for name, value in self.images.items())
@@ -52,30 +52,31 @@ class Audit:
 def audit_splits(
     data: Path, protocol: str | None = None, sources: Sequence[str] | None = None, *, classes: bool = True
 ) -> list[Audit]:
-    """Audit the splits made below `data`/splits, of one protocol and of some sources or of all.
+    """Audit the splits made below `data`/splits, of one protocol and of some sources (drawn: of all seeds) or of all.
 
     With `classes` the masks of the labelled images are read, unless the prepared data have no masks at all.
     Raises UserError if there is no such split, or one that `u2pl.data.splits.draw.check` refuses.
     """
     found: dict[tuple[str, int], dict[str, Path]] = {}
     for manifest in Data(data).split_manifests():
-        name, source, labelled = manifest.parts[-4:-1]
+        name, source, labelled, *seed = manifest.parent.relative_to(Data(data).splits).parts
         if protocol in (None, name) and labelled.isdigit():
-            found.setdefault((name, int(labelled)), {})[source] = manifest.parent
+            found.setdefault((name, int(labelled)), {})["/".join([source, *seed])] = manifest.parent
     audits = []
     readers: dict[Path, Callable[[str], Counts]] = {}
     for (name, _), folders in sorted(found.items()):
         # Overlaps are with every source, also with those that are not asked for.
         chosen = {source: set(read_ids(Split(folder).list("labeled"))) for source, folder in sorted(folders.items())}
         for source, ids in chosen.items():
-            if sources and source not in sources:
+            if sources and source.partition("/")[0] not in sources:
                 continue
-            prepared = data / read(SplitManifest, Split(folders[source]).manifest).dataset
+            made = read(SplitManifest, Split(folders[source]).manifest)
+            prepared = data / made.dataset
             check(folders[source], prepared)
             pixels: dict[str, float] = {}
             images: dict[str, float] = {}
             if classes and Prepared(prepared).masks.is_dir():
-                pixels, images = _frequencies(ids, prepared, readers.setdefault(prepared, _reader(prepared)))
+                pixels, images = _frequencies(ids, prepared, readers.setdefault(prepared, pixel_counts(prepared)))
             audits.append(
                 Audit(
                     protocol=name,
@@ -83,6 +84,7 @@ def audit_splits(
                     labelled=len(ids),
                     unlabelled=len(read_ids(Split(folders[source]).list("unlabeled"))),
                     fine=len(ids & set(read_ids(Prepared(prepared).list("train")))),
+                    missing=None if made.missing is None else len(made.missing),
                     overlap={other: len(ids & theirs) for other, theirs in chosen.items() if other != source},
                     pixels=pixels,
                     images=images,
@@ -92,23 +94,6 @@ def audit_splits(
         wanted = " ".join(["no split", *filter(None, [protocol, *(sources or ())])])
         raise UserError(Data(data).splits, wanted, "splits (the workflow or `u2pl data split` makes them)")
     return audits
-
-
-def _reader(prepared: Path) -> Callable[[str], Counts]:
-    """A function id -> (classes,) pixel counts, without the ignored ones; a mask is read once for all splits."""
-    manifest = read(PreparedManifest, Prepared(prepared).manifest)
-    n_classes, ignore = len(manifest.classes), manifest.ignore_label
-    known: dict[str, Counts] = {}
-
-    def count(image_id: str) -> Counts:
-        if image_id not in known:
-            path = Prepared(prepared).mask(image_id)
-            labels = decode_mask(read_bytes(path), path)
-            check_labels(labels, n_classes, ignore, path)
-            known[image_id] = np.bincount(labels[labels != ignore], minlength=n_classes).astype(np.int64)
-        return known[image_id]
-
-    return count
 
 
 def _frequencies(
@@ -133,22 +118,23 @@ def write_csv(path: Path, audits: Sequence[Audit]) -> None:
 
 
 def tables(audits: Sequence[Audit]) -> list[Table]:
-    """One table of sizes and overlaps, and one of class frequencies for every protocol and size."""
-    others = sorted({name for audit in audits for name in audit.overlap})
+    """One table of sizes and overlaps with published lists, and one of class frequencies per protocol and size."""
+    others = sorted({name for audit in audits for name in audit.overlap if "/" not in name})
     sizes = Table(
-        title="Labelled images (fine: finely annotated; in: labelled there too)",
+        title="Labelled images (fine: finely annotated; missing: classes without one; in: labelled there too)",
         box=SIMPLE,
         pad_edge=False,
         collapse_padding=True,
     )
     for heading in ("protocol", "source"):
         sizes.add_column(heading, no_wrap=True)
-    for heading in ("labelled", "unlabelled", "fine", "%", *(f"in\n{name}" for name in others)):
+    for heading in ("labelled", "un-\nlabelled", "fine", "%", "miss-\ning", *(f"in\n{name}" for name in others)):
         sizes.add_column(heading, justify="right", no_wrap=True)
     for audit in audits:
         shared = [str(audit.overlap.get(name, "")) for name in others]
         numbers = [str(number) for number in (audit.labelled, audit.unlabelled, audit.fine)]
-        sizes.add_row(audit.protocol, audit.source, *numbers, f"{100 * audit.fine / audit.labelled:.1f}", *shared)
+        fine, missing = f"{100 * audit.fine / audit.labelled:.1f}", "" if audit.missing is None else str(audit.missing)
+        sizes.add_row(audit.protocol, audit.source, *numbers, fine, missing, *shared)
     result = [sizes]
     groups: dict[tuple[str, int], list[Audit]] = {}
     for audit in audits:
@@ -159,8 +145,9 @@ def tables(audits: Sequence[Audit]) -> list[Table]:
         table = Table(title=title, box=SIMPLE, pad_edge=False, collapse_padding=True)
         table.add_column("class", no_wrap=True)
         for audit in group:
-            table.add_column(f"{audit.source}\npixels", justify="right")
-            table.add_column(f"{audit.source}\nimages", justify="right")
+            source = audit.source.replace("/", "\n")
+            table.add_column(f"{source}\npixels", justify="right")
+            table.add_column(f"{source}\nimages", justify="right")
         for label in group[0].pixels:
             values = [(f"{100 * audit.pixels[label]:.2f}", f"{100 * audit.images[label]:.1f}") for audit in group]
             table.add_row(label, *(text for pair in values for text in pair))

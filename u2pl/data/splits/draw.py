@@ -1,17 +1,24 @@
 """Labelled and unlabelled image lists of a protocol: drawn here, or published by others (u2pl.data.splits.published).
 
-The draw is `random.Random` (Mersenne Twister, seeded by a string through SHA-512) over the byte-sorted candidates:
+A draw belongs to one seed of the runs. It is `random.Random` (Mersenne Twister, seeded by a string through SHA-512)
+over the byte-sorted candidates:
 
-    independent fractions   Random(f"{seed}:{labelled}").sample(candidates, labelled)
-    nested fractions        Random(f"{seed}").shuffle(candidates), then the first `labelled`
+    independent fractions   Random(f"{protocol.seed}:{seed}:{labelled}").shuffle(candidates)
+    nested fractions        Random(f"{protocol.seed}:{seed}").shuffle(candidates)
+
+and the first `labelled` of that order are drawn. A stratified draw reorders first, so that few labelled images show all
+classes: from the class that the fewest candidates show to the one that most show (then by number), it moves the first
+image that shows the class to the front, behind those moved before, unless one of them shows it already.
 """
 
 import random
-from collections.abc import Collection, Mapping
+from collections import Counter
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from u2pl.data.lists import hash_ids, read_ids, sort_ids, write_ids
+from u2pl.data.splits.masks import pixel_counts
 from u2pl.errors import UserError
 from u2pl.experiments import records
 from u2pl.experiments.read import validate
@@ -21,26 +28,66 @@ from u2pl.files import sha256
 from u2pl.folders import Prepared, Split
 
 LISTS: tuple[records.Lists, ...] = ("labeled", "unlabeled", "val")
+Shown = Mapping[str, frozenset[int]]  # id -> the classes in its mask
 
 
-def draw(protocol: Protocol, labelled: int, prepared: Path, target: Path, seed: int) -> None:
+def draw(
+    protocol: Protocol, labelled: int, prepared: Path, target: Path, seed: int, *, stratified: bool = False
+) -> None:
     """Write labeled.txt, unlabeled.txt, val.txt and, last, manifest.json into the folder `target`.
 
-    `labelled` images of the candidate list are drawn; the rest of the universe is unlabelled.
-    Raises UserError if there are fewer candidates or the prepared data are incomplete.
+    `labelled` images of the candidate list are drawn; the rest of the universe is unlabelled. `stratified` reads the
+    masks of all candidates.
+    Raises UserError if there are fewer candidates, if the prepared data are incomplete, and if `check_classes` refuses
+    a stratified draw.
     """
     candidate_file = Prepared(prepared).list(protocol.candidates)
     candidates, universe = sort_ids(read_ids(candidate_file)), read_ids(Prepared(prepared).list(protocol.universe))
     if labelled > len(candidates):
         raise UserError(candidate_file, f"{len(candidates)} images", f"at least the {labelled} labelled ones")
-    if protocol.nested:
-        random.Random(f"{seed}").shuffle(candidates)
-        chosen = candidates[:labelled]
-    else:
-        chosen = random.Random(f"{seed}:{labelled}").sample(candidates, labelled)
+    origin = {"source": "drawn", "nested": protocol.nested, "protocol_seed": protocol.seed, "seed": seed}
+    of_size = "" if protocol.nested else f":{labelled}"
+    random.Random(f"{protocol.seed}:{seed}{of_size}").shuffle(candidates)
+    if stratified:
+        shown = _shown(candidates, prepared)
+        candidates = classes_first(candidates, shown)
+        names = records.read(PreparedManifest, Prepared(prepared).manifest).classes
+        origin["missing"] = check_classes(candidates[:labelled], shown, names, Split(target).list("labeled"))
+    chosen = candidates[:labelled]
     lists = {"labeled": chosen, "unlabeled": set(universe) - set(chosen)}
-    write(protocol, lists, prepared, target, {"source": "drawn", "nested": protocol.nested, "seed": seed})
+    write(protocol, lists, prepared, target, origin | {"stratified": stratified})
     check(target, prepared)
+
+
+def _shown(ids: Sequence[str], prepared: Path) -> Shown:
+    count = pixel_counts(prepared)
+    return {image_id: frozenset(count(image_id).nonzero()[0].tolist()) for image_id in ids}
+
+
+def classes_first(order: Sequence[str], shown: Shown) -> list[str]:
+    """`order`, with an image of each class in front: rarest class first, none for a class that is already shown."""
+    images = Counter(label for image_id in order for label in shown[image_id])
+    front: list[str] = []
+    for label in sorted(images, key=lambda label: (images[label], label)):
+        if not any(label in shown[image_id] for image_id in front):
+            front.append(next(image_id for image_id in order if label in shown[image_id]))
+    taken = set(front)
+    return front + [image_id for image_id in order if image_id not in taken]
+
+
+def check_classes(labelled: Collection[str], shown: Shown, names: Sequence[str], where: Path) -> list[str]:
+    """The names of the classes that the candidates, the keys of `shown`, show and no labelled image does.
+
+    Raises UserError, naming the list `where` they are missing, if there are as many labelled images as classes: one of
+    each would do. Fewer images, as in the smallest lists of the scale demo, may have to do without some classes.
+    """
+    classes = frozenset[int]().union(*shown.values())
+    missing = sorted(classes - frozenset[int]().union(*(shown[image_id] for image_id in labelled)))
+    if missing and len(labelled) >= len(classes):
+        found = ", ".join(f"{label} ({names[label]})" for label in missing)
+        expected = f"one of each of the {len(classes)} classes (more labelled images than {len(labelled)})"
+        raise UserError(where, f"no image of class {found}", expected)
+    return [names[label] for label in missing]
 
 
 def write(
