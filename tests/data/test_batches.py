@@ -8,7 +8,8 @@ import pytest
 import torch
 from PIL import Image
 
-from u2pl.data.batches import SegmentationFolder, TrainBatches
+from u2pl.data.augment import LabelResize, WeakAugmentation
+from u2pl.data.batches import SegmentationFolder, TrainBatches, seeded
 from u2pl.data.lists import read_ids
 from u2pl.errors import UserError
 from u2pl.experiments.schema import Dataset, Estimate, Network, Recipe
@@ -244,6 +245,23 @@ def test_padded_pixels_train_as_class_0_or_not_at_all(pascal: Path, make_dataset
     assert (zero["mask_l"][padded] == 0).all() and (ignored["mask_l"][padded] == dataset.ignore_label).all()
     assert torch.equal(zero["mask_l"][~padded], ignored["mask_l"][~padded])
     assert torch.equal(zero["image_l"], ignored["image_l"])
+
+
+def test_labels_are_resized_as_the_settings_say_and_images_alike(pascal: Path, make_dataset: Make) -> None:
+    """Both sets of labels are augmentations of the same draws, made here by hand."""
+    dataset, ids = make_dataset("pascal"), read_ids(pascal / "lists" / "train_aug.txt")
+    folder = SegmentationFolder(pascal, ids[:3], n_classes=21, ignore_label=255)
+    found = {}
+    for rule in get_args(LabelResize):
+        made = batches(pascal, dataset, 3, 4, settings={"label_resize": rule})
+        found[rule] = next(made.epoch(0))
+        transform = WeakAugmentation(33, pad_label=0, mean=dataset.mean, label_resize=rule)
+        for position in range(2):
+            with seeded(0, 0, 0, position):
+                _, mask = transform(folder[made._steps._index(folder, 0, 0, position)])
+            assert torch.equal(found[rule]["mask_l"][position], mask.long())
+    assert torch.equal(found["floor"]["image_l"], found["centre"]["image_l"])
+    assert not torch.equal(found["floor"]["mask_l"], found["centre"]["mask_l"])
 
 
 def test_deterministic_and_independent_of_workers_and_of_the_global_generator(pascal: Path, make_dataset: Make) -> None:

@@ -95,7 +95,9 @@ class TrainBatches:
         if not labelled_ids:
             raise UserError("labelled list", "no image", "one or more")
         pad_label = dataset.ignore_label if settings.crop_pad_label_train == "ignore" else 0
-        transform = weak_augmentation(recipe.crop, pad_label=pad_label, mean=dataset.mean)
+        transform = weak_augmentation(
+            recipe.crop, pad_label=pad_label, mean=dataset.mean, label_resize=settings.label_resize
+        )
 
         def folder(ids: Sequence[str]) -> SegmentationFolder:
             return SegmentationFolder(prepared, ids, n_classes=len(dataset.classes), ignore_label=dataset.ignore_label)
