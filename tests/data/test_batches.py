@@ -85,7 +85,42 @@ def test_suponly_counts_epochs_over_either_list(pascal: Path, make_dataset: Make
     whole = batches(pascal, dataset, 3, 7, settings={"suponly_epoch_unit": "iterations"}, method="suponly")
     assert len(whole) == len(batches(pascal, dataset, 3, 7)) == 3
     assert all(set(step) == {"image_l", "mask_l"} for step in whole.epoch(0))
-    assert len(batches(pascal, dataset, 3, 7, method="suponly")) == 1
+    assert len(batches(pascal, dataset, 3, 7, method="suponly")) == 2, "the incomplete batch counts"
+    assert len(batches(pascal, dataset, 3, 7, settings={"sampler": "global"}, method="suponly")) == 1
+
+
+def test_an_incomplete_last_step_is_filled_from_the_next_pass(
+    pascal: Path, make_dataset: Make, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Labelled: 3 images in two steps of 2. Unlabelled: 7, which two GPUs pad to 8, in two steps of 4."""
+    read: dict[int, list[int]] = {3: [], 7: []}  # by the length of the list
+    original = SegmentationFolder.image
+
+    def noted(self: SegmentationFolder, index: int) -> Any:
+        read[len(self)].append(index)
+        return original(self, index)
+
+    monkeypatch.setattr(SegmentationFolder, "image", noted)
+    dataset = make_dataset("pascal")
+    made = batches(pascal, dataset, 3, 7, method="suponly")
+    fills = set()
+    for epoch in range(8):
+        read[3].clear()
+        steps = list(made.epoch(epoch))
+        assert [len(step["image_l"]) for step in steps] == [2, 2]
+        assert sorted(read[3][:3]) == [0, 1, 2] and len(read[3]) == 4
+        fills.add(read[3][3])
+    assert len(fills) > 1, "the filling image is another in other epochs"
+    made = batches(pascal, dataset, 3, 7, settings={"group_size": 2}, batch=4)
+    orders = set()
+    for epoch in range(4):
+        for order in read.values():
+            order.clear()
+        assert len(list(made.epoch(epoch))) == 2
+        assert sorted(read[7][:7]) == list(range(7)) and len(read[7]) == 8
+        assert sorted(read[3][:3]) == sorted(read[3][3:6]) == [0, 1, 2] and len(read[3]) == 8
+        orders.add(tuple(read[7]))
+    assert len(orders) == 4
 
 
 def test_the_batch_is_of_each_stream_or_of_both(pascal: Path, make_dataset: Make) -> None:
