@@ -41,6 +41,11 @@ def steps_of(suite: Suite, spec: RunSpec) -> int:
     return steps_per_epoch(spec.recipe, spec.settings, spec.labelled, unlabelled)
 
 
+def validation_mode(selected_by: str, reported: str) -> str:
+    """How validations while training evaluate: by centre crops, or in the mode whose metric is reported."""
+    return "centre_crop" if selected_by == "centre_crop" else reported
+
+
 def validates(epoch: int, epochs: int, validate_every: int) -> bool:
     """Whether a validation follows the epoch, counted from 1: every `validate_every` epochs and after the last."""
     return epoch % validate_every == 0 or epoch == epochs
