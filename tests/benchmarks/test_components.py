@@ -159,11 +159,11 @@ def test_mixing(compare_time: Any) -> None:
     edges = [(int(y[0]), int(y[-1]) + 1, int(x[0]), int(x[-1]) + 1) for y, x in corners]
 
     def suite() -> tuple[Tensor, Tensor]:
-        return cutmix(images, boxes), cutmix(labels, boxes)
+        return cutmix(images, boxes, 4), cutmix(labels, boxes, 4)
 
     def straight_line() -> tuple[Tensor, Tensor]:
         mixed = images.clone(), labels.clone()
-        for i, (j, (top, bottom, left, right)) in enumerate(zip(partners(8), edges, strict=True)):
+        for i, (j, (top, bottom, left, right)) in enumerate(zip(partners(8, 4), edges, strict=True)):
             for values, out in zip((images, labels), mixed, strict=True):
                 out[i, ..., top:bottom, left:right] = values[j, ..., top:bottom, left:right]
         return mixed

@@ -48,7 +48,7 @@ def plain_augmentation(image: Tensor, mask: Tensor, scale: float, y: float, x: f
 def test_augmentation(compare_time: Any) -> None:
     """Both with the same draws; the plain crop may start a fraction of a pixel beside ours."""
     image, mask = picture(0)
-    augment = WeakAugmentation(CROP, mean=(116, 116, 116))
+    augment = WeakAugmentation(CROP, mean=(116, 116, 116), label_resize="centre")
     draws = []
     for i in range(DRAWS):
         with seeded(i):

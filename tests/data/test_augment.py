@@ -1,3 +1,6 @@
+import math
+from typing import get_args
+
 import numpy as np
 import pytest
 import torch
@@ -5,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torchvision import tv_tensors
 
-from u2pl.data.augment import centre_crop, normalise, weak_augmentation
+from u2pl.data.augment import LabelResize, centre_crop, normalise, weak_augmentation
 
 torch.set_num_threads(1)
 COLOURS = torch.tensor([[20, 200, 60], [200, 30, 120], [90, 110, 220], [240, 240, 20]], dtype=torch.uint8)
@@ -21,10 +24,16 @@ def painted(height: int, width: int, seed: int) -> tuple[tv_tensors.Image, tv_te
 
 
 @settings(max_examples=60, deadline=None)
-@given(st.integers(20, 90), st.integers(20, 90), st.sampled_from([17, 33, 64]), st.integers(0, 2**31))
-def test_image_and_mask_stay_aligned(height: int, width: int, crop: int, seed: int) -> None:
+@given(
+    st.integers(20, 90),
+    st.integers(20, 90),
+    st.sampled_from([17, 33, 64]),
+    st.integers(0, 2**31),
+    st.sampled_from(get_args(LabelResize)),
+)
+def test_image_and_mask_stay_aligned(height: int, width: int, crop: int, seed: int, label_resize: LabelResize) -> None:
     torch.manual_seed(seed)
-    image, mask = weak_augmentation(crop)(*painted(height, width, seed))
+    image, mask = weak_augmentation(crop, label_resize=label_resize)(*painted(height, width, seed))
     assert type(image) is tv_tensors.Image and type(mask) is tv_tensors.Mask
     assert image.shape == (3, crop, crop) and mask.shape == (crop, crop)
     assert image.dtype == mask.dtype == torch.uint8
@@ -38,10 +47,56 @@ def test_image_and_mask_stay_aligned(height: int, width: int, crop: int, seed: i
     # At the crop's edge a sliver of the next block may weigh on the image while no mask pixel falls on it.
     inner &= torch.nn.functional.pad(torch.ones(crop - 4, crop - 4, dtype=torch.bool), (2, 2, 2, 2))
     assert ((pixels[inner].int() - COLOURS[labels[inner]].int()).abs() <= 1).all()
-    # On the borders too, the nearest colour is the mask's for nearly all pixels: nothing is shifted.
+    # On the borders too, the nearest colour is the mask's for most pixels: nothing is shifted by more than half one.
     valid = ~padding
     nearest = torch.cdist(pixels[valid].float(), COLOURS.float()).argmin(1)
-    assert (nearest == labels[valid]).float().mean() > 0.75
+    assert (nearest == labels[valid]).float().mean() > (0.75 if label_resize == "centre" else 0.6)
+
+
+@pytest.mark.parametrize("label_resize", get_args(LabelResize))
+def test_a_resized_mask_takes_the_stated_source_pixels(label_resize: LabelResize) -> None:
+    """Pixel by pixel, for labels and for boolean masks; single precision is that of torch's nearest rule."""
+    offset = 0.0 if label_resize == "floor" else 0.5
+    crop, differ = 30, 0
+    transform = weak_augmentation(crop, label_resize=label_resize)
+    for seed in range(25):
+        rng = np.random.default_rng(seed)
+        source = rng.integers(0, 250, (70, 64), dtype=np.uint8)
+        mask, odd = tv_tensors.Mask(torch.from_numpy(source)), tv_tensors.Mask(torch.from_numpy(source % 2 == 1))
+        torch.manual_seed(seed)
+        params = transform.make_params([mask])
+        torch.manual_seed(seed)
+        found, valid = transform(mask, odd)
+        rows, columns = params["size"]
+        if params["flip"]:
+            found, valid = found.flip(1), valid.flip(1)
+        start = max(0, columns - crop) if params["flip"] else 0  # what is cut off at the right was at the left
+        for y in range(min(rows, crop)):
+            for x in range(min(columns, crop)):
+                place = []
+                for i, length, size in ((y, params["height"], rows), (x + start, params["width"], columns)):
+                    place.append(min(length - 1, int(np.float32(i + offset) * (np.float32(length) / np.float32(size)))))
+                    differ += place[-1] != math.floor((i + 0.5 - offset) * length / size)
+                expected = source[params["top"] + place[0], params["left"] + place[1]]
+                assert found[y, x] == expected and valid[y, x] == expected % 2
+    assert differ > 1000, "the other rule takes other pixels"
+
+
+def test_floor_shifts_labels_and_centre_does_not() -> None:
+    """Over many scales: 0.5 / scale source pixels, which is half an output pixel."""
+    mask = tv_tensors.Mask(torch.arange(64, dtype=torch.uint8).expand(64, 64).clone())
+    for label_resize, expected in (("floor", 0.5), ("centre", 0.0)):
+        transform, shifts = weak_augmentation(32, (0.5, 1.0), label_resize=label_resize), []  # type: ignore[arg-type]
+        for seed in range(80):
+            torch.manual_seed(seed)
+            params = transform.make_params([mask])
+            if params["flip"] or params["size"][1] == params["width"]:
+                continue
+            torch.manual_seed(seed)
+            scale = params["size"][1] / params["width"]
+            centres = (torch.arange(32) + 0.5) / scale - 0.5 + params["left"]
+            shifts.append(float((centres - transform(mask)[0]).mean() * scale))
+        assert len(shifts) > 10 and abs(np.mean(shifts) - expected) < 0.1
 
 
 def test_scales_and_flips_have_the_stated_distribution() -> None:

@@ -8,7 +8,8 @@ import pytest
 import torch
 from PIL import Image
 
-from u2pl.data.batches import SegmentationFolder, TrainBatches
+from u2pl.data.augment import LabelResize, WeakAugmentation
+from u2pl.data.batches import SegmentationFolder, TrainBatches, seeded
 from u2pl.data.lists import read_ids
 from u2pl.errors import UserError
 from u2pl.experiments.schema import Dataset, Estimate, Network, Recipe
@@ -84,7 +85,42 @@ def test_suponly_counts_epochs_over_either_list(pascal: Path, make_dataset: Make
     whole = batches(pascal, dataset, 3, 7, settings={"suponly_epoch_unit": "iterations"}, method="suponly")
     assert len(whole) == len(batches(pascal, dataset, 3, 7)) == 3
     assert all(set(step) == {"image_l", "mask_l"} for step in whole.epoch(0))
-    assert len(batches(pascal, dataset, 3, 7, method="suponly")) == 1
+    assert len(batches(pascal, dataset, 3, 7, method="suponly")) == 2, "the incomplete batch counts"
+    assert len(batches(pascal, dataset, 3, 7, settings={"sampler": "global"}, method="suponly")) == 1
+
+
+def test_an_incomplete_last_step_is_filled_from_the_next_pass(
+    pascal: Path, make_dataset: Make, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Labelled: 3 images in two steps of 2. Unlabelled: 7, which two GPUs pad to 8, in two steps of 4."""
+    read: dict[int, list[int]] = {3: [], 7: []}  # by the length of the list
+    original = SegmentationFolder.image
+
+    def noted(self: SegmentationFolder, index: int) -> Any:
+        read[len(self)].append(index)
+        return original(self, index)
+
+    monkeypatch.setattr(SegmentationFolder, "image", noted)
+    dataset = make_dataset("pascal")
+    made = batches(pascal, dataset, 3, 7, method="suponly")
+    fills = set()
+    for epoch in range(8):
+        read[3].clear()
+        steps = list(made.epoch(epoch))
+        assert [len(step["image_l"]) for step in steps] == [2, 2]
+        assert sorted(read[3][:3]) == [0, 1, 2] and len(read[3]) == 4
+        fills.add(read[3][3])
+    assert len(fills) > 1, "the filling image is another in other epochs"
+    made = batches(pascal, dataset, 3, 7, settings={"group_size": 2}, batch=4)
+    orders = set()
+    for epoch in range(4):
+        for order in read.values():
+            order.clear()
+        assert len(list(made.epoch(epoch))) == 2
+        assert sorted(read[7][:7]) == list(range(7)) and len(read[7]) == 8
+        assert sorted(read[3][:3]) == sorted(read[3][3:6]) == [0, 1, 2] and len(read[3]) == 8
+        orders.add(tuple(read[7]))
+    assert len(orders) == 4
 
 
 def test_the_batch_is_of_each_stream_or_of_both(pascal: Path, make_dataset: Make) -> None:
@@ -244,6 +280,23 @@ def test_padded_pixels_train_as_class_0_or_not_at_all(pascal: Path, make_dataset
     assert (zero["mask_l"][padded] == 0).all() and (ignored["mask_l"][padded] == dataset.ignore_label).all()
     assert torch.equal(zero["mask_l"][~padded], ignored["mask_l"][~padded])
     assert torch.equal(zero["image_l"], ignored["image_l"])
+
+
+def test_labels_are_resized_as_the_settings_say_and_images_alike(pascal: Path, make_dataset: Make) -> None:
+    """Both sets of labels are augmentations of the same draws, made here by hand."""
+    dataset, ids = make_dataset("pascal"), read_ids(pascal / "lists" / "train_aug.txt")
+    folder = SegmentationFolder(pascal, ids[:3], n_classes=21, ignore_label=255)
+    found = {}
+    for rule in get_args(LabelResize):
+        made = batches(pascal, dataset, 3, 4, settings={"label_resize": rule})
+        found[rule] = next(made.epoch(0))
+        transform = WeakAugmentation(33, pad_label=0, mean=dataset.mean, label_resize=rule)
+        for position in range(2):
+            with seeded(0, 0, 0, position):
+                _, mask = transform(folder[made._steps._index(folder, 0, 0, position)])
+            assert torch.equal(found[rule]["mask_l"][position], mask.long())
+    assert torch.equal(found["floor"]["image_l"], found["centre"]["image_l"])
+    assert not torch.equal(found["floor"]["mask_l"], found["centre"]["mask_l"])
 
 
 def test_deterministic_and_independent_of_workers_and_of_the_global_generator(pascal: Path, make_dataset: Make) -> None:

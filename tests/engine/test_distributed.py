@@ -52,6 +52,7 @@ CASES: dict[str, tuple[str, dict[str, Any]]] = {
     "averaged": ("mean_teacher", {"teacher_buffers": "averaged", "teacher_first_epoch": "averaged"}),
     "cutmix": ("cutmix", {"cutmix_probability": 1}),
     "after_mix": ("cutmix", {"cutmix_probability": 1, "pseudo_label": "after_mix"}),
+    "cutmix_pairs": ("cutmix", {"cutmix_probability": 1, "group_size": 2, "cutmix_box": "log_uniform_height"}),
     "warm_up": ("cutmix", {"warmup_epochs": 1}),
     "u2pl": ("u2pl", {"cutmix_probability": 1}),
     "u2pl_ohem": ("u2pl", {"cutmix_probability": 1, "cityscapes_loss": "ohem_auxiliary", "bank": False}),
@@ -210,11 +211,14 @@ def test_collectives_keep_the_order_of_one_process(on_ranks: OnRanks) -> None:
     assert torch.equal(sum(found["located"] for found in results), rows[:, 0])
 
 
+@pytest.mark.parametrize("group", [2, 4])
 @pytest.mark.parametrize(("world", "images"), [(2, 8), (3, 6), (4, 8), (5, 5)])
-def test_partners_come_from_the_fixed_groups_of_the_global_batch(world: int, images: int, on_ranks: OnRanks) -> None:
+def test_partners_come_from_the_fixed_groups_of_the_global_batch(
+    world: int, images: int, group: int, on_ranks: OnRanks
+) -> None:
     values, boxes = torch.arange(images)[:, None, None].expand(-1, 2, 2).clone(), torch.ones(images, 2, 2).bool()
-    found = torch.cat(on_ranks(world, lambda: cutmix(share(values), share(boxes))))
-    assert torch.equal(found, cutmix(values, boxes))
+    found = torch.cat(on_ranks(world, lambda: cutmix(share(values), share(boxes), group)))
+    assert torch.equal(found, cutmix(values, boxes, group))
 
 
 def test_dropout_draws_what_one_process_draws(on_ranks: OnRanks) -> None:

@@ -11,7 +11,7 @@ import torch
 
 from tests.small import settings_for
 from u2pl.engine.checkpoints import load
-from u2pl.engine.evaluate import evaluate_run, evaluated_network
+from u2pl.engine.evaluate import evaluate, evaluate_run, evaluated_network, mean_iou, validation_ids
 from u2pl.engine.optimisers import assert_all_optimised, poly
 from u2pl.engine.train import Trainer, train
 from u2pl.errors import UserError
@@ -21,6 +21,7 @@ from u2pl.methods import METHODS, Setup, build_method
 from u2pl.models import build_network
 
 Spec = Callable[..., RunSpec]
+CPU = torch.device("cpu")
 
 
 @pytest.fixture
@@ -144,6 +145,39 @@ def test_run_directory(method: str, run: Callable[..., Path], make_spec: Spec, p
     assert results["last"]["miou"] == pytest.approx(scores[-1], abs=1e-9)
     assert results["best"]["miou"] == pytest.approx(max(scores), abs=1e-9)
     assert weights["meta"]["best_epoch"] == scores.index(max(scores)) + 1
+
+
+def test_centre_crops_choose_the_epoch_that_windows_score(
+    run: Callable[..., Path], make_spec: Spec, prepared: Path, split: Path
+) -> None:
+    """Against the centre crops of the last weights, evaluated as those of a data set that reports them."""
+    outs = {
+        by: run(make_spec("suponly", mode="sliding_window", settings={"selected_by": by}), by)
+        for by in ("centre_crop", "reported")
+    }
+    spec = make_spec("suponly", mode="sliding_window")
+    assert spec.settings.selected_by == "centre_crop"
+    crops = make_spec("suponly", mode="centre_crop").dataset
+    network = evaluated_network(spec)
+    network.load_state_dict(load(outs["centre_crop"] / "weights.pt")["last"])
+    expected = {"centre_crop": mean_iou(evaluate(network, prepared, validation_ids(split), crops, CPU, 0, 0))}
+    ends = {by: json.loads((out / "evaluation.json").read_text()) for by, out in outs.items()}
+    assert ends["centre_crop"]["last"] == ends["reported"]["last"], "the training and its last score are the same"
+    expected["reported"] = ends["reported"]["last"]["miou"]
+    for by, out in outs.items():
+        scores = [float(row["val_miou"]) for row in history(out)]
+        assert scores[-1] == pytest.approx(expected[by], abs=1e-9)
+        record = json.loads((out / "run.json").read_text())
+        assert record["best_epoch"] == scores.index(max(scores)) + 1
+        assert record["best_miou"] == pytest.approx(max(scores), abs=1e-9)
+    assert abs(expected["centre_crop"] - expected["reported"]) > 1e-6
+
+
+def test_nothing_differs_where_centre_crops_are_reported(run: Callable[..., Path], make_spec: Spec) -> None:
+    outs = [run(make_spec("suponly", settings={"selected_by": by}), by) for by in ("centre_crop", "reported")]
+    assert_equal_weights(*outs)
+    one, two = ([row["val_miou"] for row in history(out)] for out in outs)
+    assert one == two
 
 
 def test_validation_every_other_epoch_and_last(run: Callable[..., Path], make_spec: Spec) -> None:

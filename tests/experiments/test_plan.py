@@ -1,8 +1,10 @@
 """What the plan promises, against numbers worked out by hand."""
 
+import math
 import shutil
 import subprocess
 import sys
+from itertools import product
 from pathlib import Path
 
 import pytest
@@ -11,8 +13,9 @@ from made import PREPARED, record
 
 from u2pl.errors import UserError
 from u2pl.experiments import load_suite
-from u2pl.experiments.cost import minutes, state_mb
+from u2pl.experiments.cost import minutes, shape_of, state_mb
 from u2pl.experiments.plan import plan
+from u2pl.experiments.records import recorded
 from u2pl.experiments.schedule import steps_of, validates, validations
 from u2pl.experiments.settings import SETTINGS
 from u2pl.files import read_json, write_json
@@ -164,9 +167,9 @@ def test_disk(root):
 def test_the_paper_time_limits_follow_the_steps():
     suite = load_suite("paper", ROOT)
     runs = suite.runs
-    # 92 // 16 steps an epoch, 80 epochs, 80 validations; half as much again, and ten minutes
-    supervised = 80 * (5 * 0.6 + 60)
-    assert minutes(suite, runs["pascal_classic-92-suponly-seed0"]) == 10 + 1.5 * supervised / 60
+    # 6 steps an epoch (92 images on 4 GPUs of 4), 80 epochs, 80 validations; half as much again, and ten minutes
+    supervised = 80 * (6 * 0.6 + 60)
+    assert minutes(suite, runs["pascal_classic-92-suponly-seed0"]) == 10 + math.ceil(1.5 * supervised / 60)
     # (10582 - 92) // 16 steps
     semi_supervised = 80 * (655 * 1.6 + 60)
     assert minutes(suite, runs["pascal_classic-92-u2pl-seed0"]) == 10 + 1.5 * semi_supervised / 60
@@ -177,6 +180,30 @@ def test_the_paper_time_limits_follow_the_steps():
     bank = (50000 + 20 * 30000) * 256 * 4 / 1e6
     assert state_mb(runs["pascal_classic-92-u2pl-seed0"]) == pytest.approx(4 * 258 + bank)
     assert state_mb(runs["pascal_blender-662-u2pl-released-seed0"]) == 4 * 258
+
+
+def test_windows_are_eight_times_as_long_as_centre_crops():
+    """A Cityscapes run is validated after each of its 200 epochs; 174 steps take 3.6 s each, 500 crops 25 s."""
+    suite = load_suite("paper", ROOT)
+    spec = suite.runs["cityscapes-186-u2pl-seed0"]
+    assert (spec.settings.selected_by, spec.dataset.evaluation.mode) == ("centre_crop", "sliding_window")
+    assert minutes(suite, spec) == 10 + math.ceil(1.5 * 200 * (174 * 3.6 + 25) / 60)
+    reported = spec.model_copy(update={"settings": spec.settings.model_copy(update={"selected_by": "reported"})})
+    assert minutes(suite, reported) == 10 + math.ceil(1.5 * 200 * (174 * 3.6 + 8 * 25) / 60)
+    # what reports centre crops needs no windows
+    pascal = suite.runs["pascal_classic-92-u2pl-seed0"]
+    reported = pascal.model_copy(update={"settings": pascal.settings.model_copy(update={"selected_by": "reported"})})
+    assert minutes(suite, reported) == minutes(suite, pascal)
+
+
+def test_a_measured_validation_by_windows_is_no_rate_for_one_by_centre_crops():
+    suite = load_suite("paper", ROOT)
+    shapes = {}
+    for name, by in product(("pascal_classic-92-u2pl-seed0", "cityscapes-186-u2pl-seed0"), ("reported", "centre_crop")):
+        spec = suite.runs[name]
+        changed = spec.model_copy(update={"settings": spec.settings.model_copy(update={"selected_by": by})})
+        shapes[name, by] = shape_of(recorded(changed), 1, gpu=True)
+    assert len(set(shapes.values())) == 3, "centre crops are reported on VOC"
 
 
 def test_steps_are_those_of_the_training(tmp_path):
@@ -190,12 +217,14 @@ def test_steps_are_those_of_the_training(tmp_path):
         ids = [str(number) for number in range(universe)]
         for unit in ("labelled", "iterations"):
             for size in ("per_stream", "total"):
-                changed = spec.settings.model_copy(update={"suponly_epoch_unit": unit, "batch_size": size})
-                run = spec.model_copy(update={"settings": changed})
-                lists = ids[: spec.labelled], ids[spec.labelled :]
-                data = run.dataset, run.recipe, changed, 0
-                batches = TrainBatches(tmp_path, *lists, *data)
-                assert steps_of(suite, run) == len(batches), run.id
+                for sampler in ("global", "distributed"):
+                    update = {"suponly_epoch_unit": unit, "batch_size": size, "sampler": sampler}
+                    changed = spec.settings.model_copy(update=update)
+                    run = spec.model_copy(update={"settings": changed})
+                    lists = ids[: spec.labelled], ids[spec.labelled :]
+                    data = run.dataset, run.recipe, changed, 0
+                    batches = TrainBatches(tmp_path, *lists, *data)
+                    assert steps_of(suite, run) == len(batches), run.id
 
 
 @pytest.mark.parametrize(("epochs", "every", "after"), [(7, 3, [3, 6, 7]), (6, 3, [3, 6]), (2, 5, [2]), (1, 1, [1])])

@@ -8,7 +8,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from tests.small import IGNORE, SIDE, C, Network, batch, build, progress, settings_for
-from u2pl.components.mixing import boxes_for, cutmix
+from u2pl.components.mixing import Shape, boxes_for, cutmix
 from u2pl.components.resize import nearest
 from u2pl.components.unreliable_contrast import View
 from u2pl.errors import UserError
@@ -40,7 +40,7 @@ def taught(method: Any, images: Tensor) -> tuple[Tensor, Tensor]:
 def view_of(method: Any, data: dict[str, Tensor]) -> tuple[Tensor, View]:
     """The mixed images of a U2PL step, and what the teacher says in the paper's reading."""
     boxes = boxes_for(data["image_u"], method.settings.cutmix_probability, progress().generator)
-    mixed = cutmix(data["image_u"], boxes)
+    mixed = cutmix(data["image_u"], boxes, method.settings.group_size)
     return mixed, method.one_view(data["image_l"], data["image_u"], mixed, boxes)
 
 
@@ -253,10 +253,27 @@ def test_averaged_buffers_follow_the_students_and_nothing_else(name: str, warmup
 def test_own_buffers_move_by_the_images_of_the_student(view: str) -> None:
     method, data = build("u2pl", teacher_view=view, cutmix_probability=1), batch()
     teacher = copy.deepcopy(method.teacher.network)
-    mixed = cutmix(data["image_u"], boxes_for(data["image_u"], 1.0, progress().generator))
+    mixed = cutmix(data["image_u"], boxes_for(data["image_u"], 1.0, progress().generator), 4)
     teacher.train()(torch.cat([data["image_l"], mixed]))
     method(data, progress())
     torch.testing.assert_close(method.teacher.network.encoder[1].running_mean, teacher.encoder[1].running_mean)
+
+
+@pytest.mark.parametrize(("group", "partner"), [(2, [1, 0, 3, 2]), (4, [1, 2, 3, 0])])
+@pytest.mark.parametrize("shape", ["uniform_width", "log_uniform_height"])
+@pytest.mark.parametrize("method_name", ["cutmix", "u2pl", "u2pl released", "cps"])
+def test_settings_choose_box_and_partners(method_name: str, shape: Shape, group: int, partner: list[int]) -> None:
+    """CPS has the uniform width alone."""
+    name, *released = method_name.split()
+    changes: dict[str, Any] = {"cutmix_probability": 1, "cutmix_box": shape, "cps_masks": "half_box"}
+    method = build(name, group_size=group, teacher_view="released" if released else "paper", **changes)
+    data = {key: torch.cat([batch(0)[key], batch(1)[key]]) for key in batch()}
+    boxes = boxes_for(data["image_u"], 1.0, progress().generator, "uniform_width" if name == "cps" else shape)
+    seen: list[Tensor] = []
+    student = method.first if name == "cps" else method.student
+    student.register_forward_pre_hook(lambda _, given: seen.append(given[0]))
+    method(data, progress())
+    assert torch.equal(seen[-1][4:], torch.where(boxes[:, None], data["image_u"][partner], data["image_u"]))
 
 
 def test_labels_after_mixing_are_the_teachers_of_the_mixed_images() -> None:

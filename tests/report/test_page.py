@@ -117,6 +117,7 @@ def test_the_data_are_those_of_the_files(site: Path, suite: Suite) -> None:
     run = data["runs"][RELIABLE]
     history = pd.read_csv(site / "runs" / RELIABLE / "history.csv").dropna()
     assert run["curve"] == history[["epoch", "val_miou"]].to_numpy().tolist()
+    assert run["validated"] == "centre crops"
     paper = suite.runs["pascal_blender-6-u2pl-seed0"].settings.negatives
     assert run["departures"] == [
         ["bank_size", 1000, 30000],

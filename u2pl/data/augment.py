@@ -2,7 +2,7 @@
 
 import functools
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
@@ -10,6 +10,7 @@ from torchvision import tv_tensors
 from torchvision.transforms import v2
 from torchvision.transforms.v2 import functional as F
 
+LabelResize = Literal["centre", "floor"]
 MEAN = (123.675, 116.28, 103.53)  # RGB on 0 to 255, of ImageNet
 
 
@@ -17,17 +18,21 @@ class WeakAugmentation(v2.Transform):
     """Random scale, horizontal flip and random crop of an image and its mask.
 
     The scale is, with probability 1/2 each, uniform in [scale_range[0], 1] or in [1, scale_range[1]] (the released
-    code's). An image smaller than the crop is padded at the right and the bottom: the image with the mean colour (zero
-    after normalisation), the mask with `pad_label`, a boolean mask with False. Random numbers are torch's global ones;
-    seed them to repeat a draw. Images are (3, H, W) uint8, masks (H, W) uint8 or bool; all come out as crop x crop.
+    code's). The window is cut before it is resized, so rounding starts at the window and not at the whole image. Pixel
+    i of a resized mask is the source's pixel floor(i / scale) (`floor`: the released code's; labels lie up to half an
+    output pixel beside the image) or the one at its centre, floor((i + 0.5) / scale) (`centre`).
+    An image smaller than the crop is padded at the right and the bottom: the image with the mean colour (zero after
+    normalisation), the mask with `pad_label`, a boolean mask with False. Random numbers are torch's global ones; seed
+    them to repeat a draw. Images are (3, H, W) uint8, masks (H, W) uint8 or bool; all come out as crop x crop.
     """
 
     def __init__(
         self, crop: int, scale_range: tuple[float, float] = (0.5, 2.0), pad_label: int = 255,
-        mean: Sequence[float] = MEAN,
+        mean: Sequence[float] = MEAN, label_resize: LabelResize = "floor",
     ) -> None:  # fmt: skip
         super().__init__()
         self.crop, self.scale_range, self.pad_label, self.mean = crop, scale_range, pad_label, tuple(mean)
+        self.nearest = F.InterpolationMode.NEAREST if label_resize == "floor" else F.InterpolationMode.NEAREST_EXACT
 
     def make_params(self, flat_inputs: list[Any]) -> dict[str, Any]:
         height, width = v2.query_size(flat_inputs)
@@ -49,7 +54,7 @@ class WeakAugmentation(v2.Transform):
     def transform(self, inpt: Any, params: dict[str, Any]) -> Any:
         is_mask = isinstance(inpt, tv_tensors.Mask)
         out = F.crop(inpt, params["top"], params["left"], params["height"], params["width"])
-        mode = F.InterpolationMode.NEAREST_EXACT if is_mask else F.InterpolationMode.BILINEAR
+        mode = self.nearest if is_mask else F.InterpolationMode.BILINEAR
         if list(out.shape[-2:]) != params["size"]:
             out = F.resize(out, params["size"], interpolation=mode, antialias=not is_mask)
         if params["flip"]:
@@ -59,10 +64,11 @@ class WeakAugmentation(v2.Transform):
 
 
 def weak_augmentation(
-    crop: int, scale_range: tuple[float, float] = (0.5, 2.0), pad_label: int = 255, mean: Sequence[float] = MEAN
-) -> v2.Transform:
+    crop: int, scale_range: tuple[float, float] = (0.5, 2.0), pad_label: int = 255, mean: Sequence[float] = MEAN,
+    label_resize: LabelResize = "floor",
+) -> v2.Transform:  # fmt: skip
     """The augmentation of all streams: see `WeakAugmentation`."""
-    return WeakAugmentation(crop, scale_range, pad_label, mean)
+    return WeakAugmentation(crop, scale_range, pad_label, mean, label_resize)
 
 
 def centre_crop(

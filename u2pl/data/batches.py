@@ -72,8 +72,8 @@ class SegmentationFolder(TorchDataset[Sample]):
 class TrainBatches:
     """The batches of a run.
 
-    `settings.streams` says what a batch carries. An epoch has `u2pl.experiments.schedule.steps_per_epoch` steps; the
-    labelled list is repeated to its length, and a list shorter than one batch to give one. Orders and augmentations
+    `settings.streams` says what a batch carries. An epoch has `u2pl.experiments.schedule.steps_per_epoch` steps; a list
+    that is too short for them starts another pass in a new order, amid a batch if need be. Orders and augmentations
     come from (recipe seed, epoch, stream, position) alone: batches do not depend on the number of workers, and an epoch
     can be entered without those before it. Of `ranks` processes, the one called `rank` loads its stretch of each batch
     only; `images` is its length. Raises UserError if a batch has no equal stretches.
@@ -95,7 +95,9 @@ class TrainBatches:
         if not labelled_ids:
             raise UserError("labelled list", "no image", "one or more")
         pad_label = dataset.ignore_label if settings.crop_pad_label_train == "ignore" else 0
-        transform = weak_augmentation(recipe.crop, pad_label=pad_label, mean=dataset.mean)
+        transform = weak_augmentation(
+            recipe.crop, pad_label=pad_label, mean=dataset.mean, label_resize=settings.label_resize
+        )
 
         def folder(ids: Sequence[str]) -> SegmentationFolder:
             return SegmentationFolder(prepared, ids, n_classes=len(dataset.classes), ignore_label=dataset.ignore_label)

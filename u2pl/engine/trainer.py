@@ -18,7 +18,7 @@ from u2pl.engine.evaluate import evaluate, mean_iou, network_of, pad_label, vali
 from u2pl.engine.optimisers import assert_all_optimised, poly, set_rates
 from u2pl.engine.seeding import random_state, restore_random_state, seed_everything
 from u2pl.errors import UserError
-from u2pl.experiments.schedule import validates
+from u2pl.experiments.schedule import validates, validation_mode
 from u2pl.folders import Split
 from u2pl.methods import Progress, Setup, build_method
 from u2pl.models import DeepLab, load_encoder_weights
@@ -173,10 +173,14 @@ class Trainer:
     def validate(self, between: Callable[[], None] = lambda: None) -> None:
         """Evaluate the method's network, note it in the history and keep the best weights.
 
+        Where centre crops choose the best epoch, windows over whole images are left to `evaluate_run`.
         between: called after every batch of images; if it raises, nothing has changed.
         """
-        workers, pad = self.spec.recipe.workers, pad_label(self.spec)
-        place = self.prepared, self.val_ids, self.spec.dataset, self.device
+        workers, pad, dataset = self.spec.recipe.workers, pad_label(self.spec), self.spec.dataset
+        mode = validation_mode(self.spec.settings.selected_by, dataset.evaluation.mode)
+        evaluation = dataset.evaluation.model_copy(update={"mode": mode})
+        dataset = dataset.model_copy(update={"evaluation": evaluation})
+        place = self.prepared, self.val_ids, dataset, self.device
         miou = mean_iou(evaluate(self.method.evaluated, *place, workers, pad, between))
         self.history[-1]["val_miou"] = miou
         if self.best is None or miou > self.best["miou"]:

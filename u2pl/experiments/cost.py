@@ -8,13 +8,15 @@ from typing import NamedTuple, get_args
 
 from u2pl.experiments.read import validate
 from u2pl.experiments.records import RecordedSpec, RunRecord, read
-from u2pl.experiments.schedule import images_per_step, steps_of, validations
+from u2pl.experiments.schedule import images_per_step, steps_of, validation_mode, validations
 from u2pl.experiments.settings import SETTINGS, Contrast, Draw
 from u2pl.experiments.suite import RunSpec, Suite
 from u2pl.folders import Results
 
 MARGIN = 1.5  # of the time limit over the estimate: GPUs differ, and a run that is stopped waits in the queue again
-START_MINUTES = 10  # imports, the first batches and the evaluation of the weights file
+# Imports, the first batches and the evaluation of the weights file: last and best, in windows on Cityscapes.
+START_MINUTES = 10
+WINDOWS = 8  # of a Cityscapes image, each of the size of the centre crop that `estimate.validation` is for
 MB_PER_VECTOR = 4 / 1e6  # float32, times the representation's channels
 
 
@@ -26,6 +28,7 @@ class Shape(NamedTuple):
     network: str  # as JSON, without the weights file
     crop: int
     batch: int
+    validation: str  # mode
     world_size: int
     gpu: bool
 
@@ -45,7 +48,9 @@ def estimated(spec: RunSpec) -> Rate:
     step = recipe.estimate.semi_supervised_step if semi else recipe.estimate.supervised_step
     step *= spec.settings.step_cost
     share = images_per_step(recipe.batch, spec.settings.batch_size) / recipe.batch
-    return Rate(step * share / max(1, recipe.gpus), recipe.estimate.validation, None)
+    mode = validation_mode(spec.settings.selected_by, spec.dataset.evaluation.mode)
+    forwards = 1 if mode == "centre_crop" else WINDOWS
+    return Rate(step * share / max(1, recipe.gpus), forwards * recipe.estimate.validation, None)
 
 
 def seconds(suite: Suite, spec: RunSpec, rate: Rate) -> float:
@@ -85,7 +90,8 @@ def shape_of(spec: RecordedSpec, world_size: int, gpu: bool) -> Shape:
     recipe = spec.recipe
     network = sorted((key, str(value)) for key, value in recipe.network.items() if key != "weights")
     size = images_per_step(recipe.batch, spec.settings.batch_size)
-    return Shape(spec.dataset_name, spec.method, str(network), recipe.crop, size, world_size, gpu)
+    mode = validation_mode(spec.settings.selected_by, str(spec.dataset.evaluation.get("mode")))
+    return Shape(spec.dataset_name, spec.method, str(network), recipe.crop, size, mode, world_size, gpu)
 
 
 def measured(suite: Suite, results: Path) -> dict[Shape, Rate]:

@@ -158,6 +158,7 @@ class RecordedRecipe(Kept):
 
 class RecordedSettings(Kept):
     batch_size: Literal["per_stream", "total"]
+    selected_by: Literal["reported", "centre_crop"] = "reported"  # as all did before there was the setting
 
 
 class RecordedSpec(Kept):

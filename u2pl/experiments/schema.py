@@ -190,7 +190,7 @@ class Estimate(Strict):
     semi_supervised_step: (
         Seconds  # seconds: as many unlabelled ones too, and a teacher's forward passes; a method may scale it
     )
-    validation: Seconds  # seconds for the val list
+    validation: Seconds  # seconds for the centre crops of the val list
     # of one network on disk; a run keeps its last and its best, its state more
     weights_mb: Annotated[float, Field(gt=0)]
 

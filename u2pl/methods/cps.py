@@ -90,5 +90,5 @@ class CPS(Method):
     def mixed(self, values: Any, partner: Tensor | None, mask: Tensor) -> Tensor:
         """Images (B, 3, H, W) or labels (B, H, W) with those of the second batch, or of the same, inside the mask."""
         if partner is None:
-            return cutmix(values, mask)
+            return cutmix(values, mask, self.settings.group_size)
         return torch.where(mask if values.ndim == 3 else mask[:, None], partner, values)

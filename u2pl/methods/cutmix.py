@@ -48,10 +48,10 @@ class CutMix(Method):
             return summed(supervised=labelled_loss(labelled, masks, self.ignore, settings))
 
         images_u = batch["image_u"]
-        boxes = boxes_for(images_u, settings.cutmix_probability, progress.generator)
-        mixed = cutmix(images_u, boxes)
+        boxes = boxes_for(images_u, settings.cutmix_probability, progress.generator, settings.cutmix_box)
+        mixed = cutmix(images_u, boxes, settings.group_size)
         if settings.pseudo_label == "before_mix":
-            labels = cutmix(self.teacher.labels(images_u), boxes)
+            labels = cutmix(self.teacher.labels(images_u), boxes, settings.group_size)
         else:
             labels = self.teacher.labels(mixed)
         images = torch.cat([images_l, mixed])

@@ -58,8 +58,8 @@ class U2PL(Method):
             return summed(supervised=labelled_loss(labelled, masks, self.ignore, settings))
 
         # The student sees labelled and mixed images, the teacher says what it thinks of them (Eq. 5).
-        boxes = boxes_for(batch["image_u"], settings.cutmix_probability, progress.generator)
-        mixed = cutmix(batch["image_u"], boxes)
+        boxes = boxes_for(batch["image_u"], settings.cutmix_probability, progress.generator, settings.cutmix_box)
+        mixed = cutmix(batch["image_u"], boxes, settings.group_size)
         look = self.one_view if settings.teacher_view == "paper" else self.two_views
         view = look(images_l, batch["image_u"], mixed, boxes)
         output = self.student(torch.cat([images_l, mixed]))
@@ -105,15 +105,15 @@ class U2PL(Method):
         probabilities and representations at the output's size by the nearest pixels of the same boxes. A train-mode
         pass is left only where the teacher's batch-norm statistics need it; nothing of it is used.
         """
-        n, before_mix = len(labelled), self.settings.pseudo_label == "before_mix"
+        n, group, before_mix = len(labelled), self.settings.group_size, self.settings.pseudo_label == "before_mix"
         output = self.teacher.view(torch.cat([labelled, unlabelled if before_mix else mixed]))
         full = upsample(output["logits"][n:], (mixed.shape[2], mixed.shape[3])).softmax(dim=1)
         probs, representation = at_least_float32(output["logits"]).softmax(dim=1), output["representation"]
         view = View(full.argmax(dim=1), entropy(full), probs, representation)
         if before_mix:
             small = nearest(boxes, (probs.shape[2], probs.shape[3]))
-            dense = [torch.cat([values[:n], cutmix(values[n:], small)]) for values in (probs, representation)]
-            view = View(cutmix(view.labels, boxes), cutmix(view.entropies, boxes), *dense)
+            dense = [torch.cat([values[:n], cutmix(values[n:], small, group)]) for values in (probs, representation)]
+            view = View(cutmix(view.labels, boxes, group), cutmix(view.entropies, boxes, group), *dense)
         self.teacher.observe(torch.cat([labelled, mixed]))
         return view
 
@@ -123,8 +123,8 @@ class U2PL(Method):
         The first view is of the unmixed images and its arg max is mixed afterwards (`before_mix`); the second, of
         labelled and mixed images, gives entropies, probabilities, ranks and representations.
         """
-        before_mix = self.settings.pseudo_label == "before_mix"
-        labels = cutmix(self.teacher.labels(unlabelled), boxes) if before_mix else self.teacher.labels(mixed)
+        group, before_mix = self.settings.group_size, self.settings.pseudo_label == "before_mix"
+        labels = cutmix(self.teacher.labels(unlabelled), boxes, group) if before_mix else self.teacher.labels(mixed)
         output = self.teacher.training_view(torch.cat([labelled, mixed]))
         full = upsample(output["logits"][len(labelled) :], (mixed.shape[2], mixed.shape[3])).softmax(dim=1)
         probs = at_least_float32(output["logits"]).softmax(dim=1)

@@ -196,6 +196,7 @@ def draw_numbers(suite: Suite, name: str, stem: Path, results: Path, cells_csv: 
 def draw_curves(stem: Path, table: Table, curves: Mapping[tuple[int, int], Sequence[pd.DataFrame]]) -> None:
     """Validation mIoU by epoch: a panel a column, a line a row; the band is the sample standard deviation.
 
+    On Cityscapes these are centre crops, unless `selected_by` is `reported`.
     curves: by index of row and column, one history.csv a seed (columns epoch and val_miou).
     """
     columns = len(table.columns)

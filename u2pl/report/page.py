@@ -11,6 +11,7 @@ import pandas as pd
 from jinja2 import Environment, StrictUndefined
 
 from u2pl.errors import UserError
+from u2pl.experiments.schedule import validation_mode
 from u2pl.experiments.suite import Suite
 from u2pl.files import atomic_path
 from u2pl.folders import Results
@@ -119,6 +120,7 @@ def _run(suite: Suite, results: Path, run: str) -> dict[str, Any]:
     record, provenance = done.record, done.record.provenance
     history = read_history(folder)[["epoch", "val_miou"]].dropna()
     settings = spec.settings.model_dump(mode="json")
+    mode = validation_mode(spec.settings.selected_by, spec.dataset.evaluation.mode)
     for scores in done.evaluation.checkpoints.values():
         if len(scores.iou) != (n_classes := len(spec.dataset.classes)):
             raise UserError(folder.evaluation, f"{len(scores.iou)} IoUs", f"{n_classes} classes")
@@ -134,6 +136,7 @@ def _run(suite: Suite, results: Path, run: str) -> dict[str, Any]:
         },
         "best_epoch": record.best_epoch,
         "epochs": record.epochs,
+        "validated": "centre crops" if mode == "centre_crop" else "sliding windows",
         "curve": [[int(e), round(float(v), 3)] for e, v in zip(history["epoch"], history["val_miou"], strict=True)],
         "departures": [[key, settings[key], paper] for key, paper in sorted(spec.departures.items())],
         "commit": provenance.git.commit,

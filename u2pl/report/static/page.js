@@ -87,7 +87,7 @@ function show(cell) {
   body.replaceChildren(
     facts(cell),
     make("h3", {}, runs.length === 1 ? "Seed" : "Seeds"), seeds(runs),
-    make("h3", {}, "Validation mIoU by epoch (%)"), curves(runs),
+    make("h3", {}, `Validation mIoU by epoch (%), ${runs[0].validated}`), curves(runs),
     make("h3", {}, `IoU by class (%), ${cell.checkpoint} epoch`), classes(cell, runs),
     make("h3", {}, "Settings that differ from the paper preset"), departures(runs[0].departures),
     make("h3", {}, "Make it again"), ...command(cell.command),
