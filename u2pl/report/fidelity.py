@@ -224,7 +224,9 @@ def _shown(numbers: Numbers) -> list[str]:
 def tables(measured: list[Measured]) -> Iterator[Table]:
     """One table per noise."""
     for part in measured:
-        title = f"{part.noise} noise: {part.right:.1f} % of pseudo-labels right, the views differ in {part.differs:.1f} %"
+        title = (
+            f"{part.noise} noise: {part.right:.1f} % of pseudo-labels right, the views differ in {part.differs:.1f} %"
+        )
         table = Table(title=title, box=SIMPLE, pad_edge=False, collapse_padding=True)
         table.add_column("row", no_wrap=True)
         for heading, _ in CAPTIONS.values():

@@ -15,10 +15,10 @@ from torch import Tensor, nn
 from u2pl.components.resize import nearest, upsample
 
 C, IGNORE, IMAGES, SIDE = 21, 255, 16, 161  # images per stream; SIDE / 4 rounded up is the output's
-# Strength of the noise on the logits, chosen for pseudo-labels that are right in about 85 to 90 and 65 to 75 % of pixels.
-NOISE = {"moderate": 1.0, "strong": 1.7}
-EVIDENCE, CONFUSED, FIELDS = 6.0, 0.6, 4
-TURN = 0.5  # radians between the noise of the train-mode and the eval-mode view
+# Strength of the noise on the logits: pseudo-labels are right in about 85 to 90 and 65 to 75 % of pixels.
+NOISE = {"moderate": 1.0, "strong": 1.5}
+EVIDENCE, CONFUSED, FIELDS = 6.0, 0.5, 4
+TURN = 0.15  # radians between the noise of the train-mode and the eval-mode view
 
 
 def batch(images: int = IMAGES, side: int = SIDE, seed: int = 0) -> dict[str, Tensor]:
@@ -70,8 +70,10 @@ class HalfTrained(nn.Module):
         noise = self.noise_of(fields)
         own = F.one_hot(truth, C).movedim(-1, 1).float()
         blurred = F.avg_pool2d(own, 5, 1, 2, count_include_pad=False)
-        confused = torch.cat([blurred[:, :1], blurred[:, 1:].roll(1, 1)], dim=1)  # with the class before; not background
-        evidence = EVIDENCE * (0.6 + 0.3 * noise[:, C:])
+        confused = torch.cat(
+            [blurred[:, :1], blurred[:, 1:].roll(1, 1)], dim=1
+        )  # with the class before; not background
+        evidence = EVIDENCE * (0.8 + 0.2 * noise[:, C:])
         logits = evidence * (blurred + CONFUSED * confused) + self.noise * noise[:, :C]
         representation = torch.cat([own, logits.softmax(dim=1), 0.3 * noise[:, :8]], dim=1)
         return {"logits": self.scale * logits, "representation": self.scale * representation}
