@@ -12,6 +12,7 @@ from typing import Annotated, Any
 import typer
 
 from u2pl.cli.data import Scale, data, restored, splits
+from u2pl.cli.fidelity import fidelity
 from u2pl.errors import UserError
 from u2pl.experiments import RunSpec, Suite, load_suite
 from u2pl.experiments.read import pick
@@ -23,6 +24,7 @@ from u2pl.folders import baseline_of, data_of, results_of
 app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False, help=__doc__)
 app.add_typer(data, name="data")
 app.add_typer(splits, name="splits")
+app.add_typer(fidelity, name="fidelity")
 
 Device = Annotated[str, typer.Option(help="auto, cpu or cuda.")]
 
