@@ -120,9 +120,8 @@ def cosines(one: Tensor, other: Tensor) -> Tensor:
 def contrastive_loss(
     share: Share, queues: Queues, anchor_draws: Tensor, negative_draws: Tensor, term: Term, seen: Seen
 ) -> Tensor:
-    """The term of one share, with draws (C, M) and (C, M, N) whose row i is for the i-th class that is present.
-
-    That class lends its bank alone: anchors and prototype are those of the class with *index* i.
+    """The term of one share. For the i-th class that is present, anchors and prototype are those of the class with
+    *index* i: row i of the draws (C, M). That class lends its bank alone: its own row of the draws (C, M, N).
     """
     low_of = low_by_class(share, len(queues))
     present = present_classes(low_of)
@@ -142,7 +141,7 @@ def contrastive_loss(
             image, y, x = pixels[chosen]
             anchor = share.student[image, :, y, x]
             negatives = torch.stack(
-                [queues[bank_class][k] for k in drawn(negative_draws[i, m], len(queues[bank_class]))]
+                [queues[bank_class][k] for k in drawn(negative_draws[bank_class, m], len(queues[bank_class]))]
             )
             positive = torch.exp(cosines(anchor, prototype) / term.tau)
             terms.append(-torch.log(positive / (positive + torch.exp(cosines(anchor, negatives) / term.tau).sum())))

@@ -17,11 +17,14 @@ from tests.methods.released_oracle import (
     Share,
     Term,
     contrastive_loss,
-    low_by_class,
     new_queues,
-    present_classes,
     push,
 )
+from u2pl.components import contrast as contrast_module
+from u2pl.components.unreliable_contrast import UnreliableContrast, View
+from u2pl.experiments.read import read_yaml
+from u2pl.experiments.schema import Preset
+from u2pl.experiments.settings import U2PL
 
 torch.set_num_threads(1)
 REAL = Path(os.environ.get("U2PL_REAL_DATA", Path(__file__).parents[3] / "shared/data/real"))
@@ -64,33 +67,43 @@ def share_of(fixture: Fixture, step: int) -> Share:
     return Share(**{name: fixture[name][step].clone() for name in names})
 
 
-# ----------------------------------------------------------------------------------------------------------------------
-# TO FILL IN: the suite's own term, with `label_stacking`, `anchor_class_indexing` and the other factors as released,
-# `contrastive_groups: share` of one share, and the draws of the file in place of its own.
-# ----------------------------------------------------------------------------------------------------------------------
 def suite_term(fixture: Fixture) -> Iterator[Found]:
-    """Step by step, by the suite's components; keys as the bank holds them, of length one."""
-    raise NotImplementedError
+    """Step by step, by the suite's component under the released preset; keys as the bank holds them, of length one."""
+    preset = Preset.model_validate(read_yaml(Path(__file__).parents[2] / "params/fidelity.yaml")["released"])
+    background, size, *_ = fixture["capacities"]
+    sizes = {"bank_size_background": background, "bank_size": size, "group_size": fixture["labels"].shape[1]}
+    own = {"anchors_per_class": fixture["M"], "negatives_per_anchor": fixture["N"]}
+    own |= {name: fixture[name] for name in ("r_low", "r_high", "delta_p", "tau")}
+    settings = U2PL(**preset.of(U2PL, "pascal") | sizes | own)
+    n_classes, channels = len(fixture["capacities"]), fixture["teacher"].shape[2]
+    contrast = UnreliableContrast(settings, n_classes, 255, channels).double()
+    for step in range(len(fixture["loss"])):
+        draws = [fixture[f"{name}_draws"][step][None] for name in ("anchor", "negative")]
+
+        def uniform(shape: tuple[int, ...], *_: Any, draws: list[Tensor] = draws) -> Tensor:
+            return draws.pop(0).view(shape)
+
+        student = fixture["student"][step].clone().requires_grad_()
+        nothing = torch.empty(0)
+        view = View(nothing, nothing, fixture["probs"][step], fixture["teacher"][step])
+        labels = torch.cat([fixture["labels"][step], fixture["pseudo_labels"][step]])
+        pixels = labels, fixture["low"][step], fixture["high"][step]
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(contrast_module, "uniform", uniform)
+            loss = contrast.term(student, view, *pixels, torch.Generator())
+        loss.backward()
+        assert not draws
+        yield Found(loss.detach(), student.grad, [contrast.bank.held(c) for c in range(n_classes)])
 
 
 def load(path: Path) -> Fixture:
-    """Tensors by name, labels as int64, and numbers as Python's.
-
-    A file's row of `negative_draws` (C, M * N) is that of the *bank*'s class, its row of `anchor_draws` that of the
-    anchors'. Here both are by the place in the list of present classes, as the oracle and the suite draw them: (T, C,
-    M, N), and rows that belong to no class are zero.
-    """
+    """Tensors by name, labels as int64, and numbers as Python's."""
     with np.load(path) as arrays:
         found = {name: arrays[name].tolist() if arrays[name].ndim == 0 else arrays[name] for name in arrays}
     found["capacities"] = found["capacities"].tolist()
     found |= {name: torch.from_numpy(value) for name, value in found.items() if isinstance(value, np.ndarray)}
     found |= {name: found[name].long() for name in ("labels", "pseudo_labels")}
-    by_bank = found["negative_draws"].unflatten(2, (found["M"], found["N"]))
-    by_place = torch.zeros_like(by_bank)
-    for step in range(len(by_bank)):
-        present = present_classes(low_by_class(share_of(found, step), len(found["capacities"])))
-        by_place[step, : len(present)] = by_bank[step, present]
-    return found | {"negative_draws": by_place}
+    return found | {"negative_draws": found["negative_draws"].unflatten(2, (found["M"], found["N"]))}
 
 
 @pytest.mark.skipif(not FILES, reason="needs the fixtures released-term beside the real data")

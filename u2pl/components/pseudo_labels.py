@@ -87,7 +87,7 @@ def unsupervised_weight(labels: Tensor, eta: float, ignore: int, group: int | No
     """
     group = group or len(labels) * world_size()
     counts = torch.stack([(labels != ignore).sum((1, 2)), torch.ones_like(labels).sum((1, 2))], dim=1)
-    reliable, pixels = group_sums(counts, group).T
+    reliable, pixels = group_sums(counts, group).double().T  # a quotient of integers would be of single precision
     weights = torch.where(reliable > 0, eta * pixels / reliable.clamp(min=1), 0.0)
     return of_images(weights, len(labels), group).flatten()
 
@@ -106,8 +106,9 @@ def unsupervised_loss(
     does not say over which pixels its cross-entropy is taken. lambda_u (Eq. 8, `unsupervised_weight`), of each
     `weight_group`, comes on top of that. Without a reliable pixel the product is 0.
     """
-    weights = unsupervised_weight(labels, eta, ignore, weight_group)
-    return group_mean(pixel_losses(logits, labels, ignore) * weights[:, None], labels != ignore, group)
+    losses = pixel_losses(logits, labels, ignore)
+    weights = unsupervised_weight(labels, eta, ignore, weight_group)[:, None]
+    return group_mean(losses * weights.to(losses.dtype), labels != ignore, group)
 
 
 def pixel_losses(logits: Tensor, labels: Tensor, ignore: int) -> Tensor:
