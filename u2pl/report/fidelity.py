@@ -23,7 +23,8 @@ from u2pl.components.progress import Progress
 from u2pl.components.unreliable_contrast import UnreliableContrast, View
 from u2pl.experiments.settings import U2PL
 from u2pl.files import atomic_path
-from u2pl.methods import Setup, build_method
+from u2pl.methods import Setup
+from u2pl.methods.u2pl import U2PL as Method
 from u2pl.report.half_trained import IGNORE, NOISE, C, HalfTrained, batch, true_classes
 
 # Differences of the presets that cannot act on one step of given outputs, and why.
@@ -132,7 +133,8 @@ class CountingContrast(UnreliableContrast):
 
     def __init__(self, settings: U2PL, channels: int) -> None:
         super().__init__(settings, C, IGNORE, channels)
-        self.bank = CountingBank(self.bank.capacity.tolist(), channels)
+        self.counted = CountingBank(self.bank.capacity.tolist(), channels)
+        self.bank = self.counted
 
     def term(
         self,
@@ -158,8 +160,8 @@ class CountingContrast(UnreliableContrast):
 
 def step(settings: U2PL, noise: float, given: dict[str, Tensor]) -> tuple[Numbers, CountingContrast]:
     """One step of U2PL from an empty bank, alpha_t = alpha_0: its numbers, and the term that kept count."""
-    method = build_method("u2pl", settings, Setup(lambda: HalfTrained(noise), C, IGNORE))
-    contrast = method.contrast = CountingContrast(settings, method.contrast.bank.keys.shape[1])
+    method = Method(settings, Setup(lambda: HalfTrained(noise), C, IGNORE))
+    method.contrast = contrast = CountingContrast(settings, method.contrast.bank.keys.shape[1])
     outputs: list[Tensor] = []
 
     def keep(module: nn.Module, images: object, output: dict[str, Tensor]) -> None:
@@ -170,11 +172,10 @@ def step(settings: U2PL, noise: float, given: dict[str, Tensor]) -> tuple[Number
     handle.remove()
     # Nothing but the contrastive term depends on the representation.
     (gradient,) = torch.autograd.grad(losses["loss"], outputs)
-    classes, truth = contrast.bank.pushed
-    false = 100 * (classes == truth).double().mean().item()
+    classes, truth = contrast.counted.pushed
     numbers = Numbers(
         keys=len(classes),
-        false_negatives=false,
+        false_negatives=100 * (classes == truth).double().mean().item(),
         classes=contrast.contributing.sum(dim=1).double().mean().item(),
         images=int((gradient != 0).flatten(1).any(dim=1).sum()),
         contrastive=losses["contrastive"].item(),
