@@ -93,6 +93,7 @@ def test_counts_are_those_of_a_loop(name: tuple[str, str], monkeypatch: pytest.M
     assert numbers.classes == np.mean(contributing) > 0
 
 
+@pytest.mark.slow
 def test_contributing_classes_are_those_that_the_method_samples(monkeypatch: pytest.MonkeyPatch) -> None:
     valid: list[torch.Tensor] = []
     original = contrast.sample
@@ -123,6 +124,7 @@ def test_the_command_refuses_a_folder_that_does_not_exist() -> None:
     assert done.stderr == "u2pl: --csv: found no folder nowhere, expected a file in a folder that exists\n"
 
 
+@pytest.mark.slow
 def test_the_command_writes_the_numbers(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """With a small batch: the published one takes a minute."""
     from u2pl.cli.fidelity import measure
