@@ -124,8 +124,8 @@ def split(protocol: str, labelled: int, source: Source = "drawn", seed: Seed = N
     if files is not None and seed is not None:
         raise UserError("--seed", seed, f"no seed: the lists of {source} serve all of them")
     drawn_for = suite.params.seeds[0] if seed is None else seed
-    if drawn_for not in suite.params.seeds:
-        raise UserError("--seed", seed, f"one of the scale's {', '.join(map(str, suite.params.seeds))}")
+    if drawn_for not in suite.seeds:
+        raise UserError("--seed", seed, f"one of the scale's {', '.join(map(str, suite.seeds))}")
     root, name = data_of(scale), split_name(protocol, source, labelled, drawn_for)
     restored(suite, params.dataset)
     prepared, target = root.prepared(params.dataset).folder, root.split(name).folder

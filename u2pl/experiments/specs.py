@@ -123,7 +123,7 @@ class Jobs:
             self._add_lists(source)
         for name, protocol in suite.protocols.items():
             for labelled in protocol.fractions.values():
-                for seed in suite.params.seeds:
+                for seed in suite.seeds:
                     self._add_split(name, "drawn", labelled, seed)
                 for source in suite.published:
                     self._add_split(name, source, labelled)

@@ -122,6 +122,11 @@ class Suite(Strict):
     figures: dict[str, Figure] = {}  # those whose tables the scale has
 
     @property
+    def seeds(self) -> list[int]:
+        """Of the runs: the scale's, and those that a row has beyond them."""
+        return list(dict.fromkeys([*self.params.seeds, *(run.seed for run in self.runs.values())]))
+
+    @property
     def baseline_runs(self) -> list[str]:
         """The runs whose numbers are kept in results/baselines/<scale>.csv."""
         return list(self.runs) if self.params.baseline is None else self.params.baseline
