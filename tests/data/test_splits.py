@@ -225,12 +225,8 @@ def test_the_lists_of_mini_show_every_class_that_their_candidates_show(
     shown = classes_of(folder / "pascal")
     everything = set().union(*shown.values())
     assert len(everything) == 21
-    uniform, splits = (
-        [],
-        sorted(
-            {(run.split, run.labelled, run.seed) for run in suite.runs.values() if run.protocol == "pascal_blender"}
-        ),
-    )
+    blender = [run for run in suite.runs.values() if run.protocol == "pascal_blender"]
+    uniform, splits = [], sorted({(run.split, run.labelled, run.seed) for run in blender})
     assert {(labelled, seed) for _, labelled, seed in splits} == {(n, seed) for n in (20, 40) for seed in range(3)}
     for name, labelled, seed in splits:
         app(["data", "split", "pascal_blender", str(labelled), "--seed", str(seed), "--scale", "mini"],

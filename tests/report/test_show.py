@@ -149,7 +149,7 @@ def test_everything_fits_and_every_file_is_looked_at(capsys: pytest.CaptureFixtu
         RESULTS / "figures",
         RESULTS / "tables",
     ):
-        # what vouches for a fetched file stands beside it
+        # the checksum of a fetched file is recorded beside it
         assert {str(path) for path in folder.rglob("*") if path.is_file() and path.suffix not in beside} <= looked
     for run in RUN.parent.iterdir():
         assert {str(run / name) for name in ("run.json", "history.csv", "weights.pt", "evaluation.json")} <= looked

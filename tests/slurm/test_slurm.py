@@ -114,7 +114,7 @@ def weights(folder: Path) -> bytes:
 
 
 def log(folder: Path) -> str:
-    """What the training has told since it last started or went on: a job that goes on begins a new log."""
+    """The training's output since it last started or resumed: a resumed job begins a new log."""
     path = folder / "logs/demo/train" / f"{U2PL}.log"
     return path.read_text() if path.exists() else ""
 
@@ -164,7 +164,7 @@ def test_preemption_node_failure_and_time_limit(cluster, longer, undisturbed):
             text = log(longer)
             return not text.startswith(held) and bool(epochs(text))
 
-        cluster.wait_for(told, "the training to go on", lambda: output(longer))
+        cluster.wait_for(told, "the training to resume", lambda: output(longer))
         seen = epochs(held)[-1]
         assert epochs(text)[0] >= seen  # killed between the report of an epoch and its state, it comes again
         return seen

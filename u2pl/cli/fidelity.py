@@ -13,7 +13,10 @@ fidelity = typer.Typer(no_args_is_help=True, help="What the divergences of docs/
 
 
 @fidelity.command()
-def measure(csv: Annotated[Path | None, typer.Option(help="Also write the numbers to this CSV file.")] = None) -> None:
+def measure(
+    csv: Annotated[Path | None, typer.Option(help="Also write the numbers to this CSV file.")] = None,
+    seed: Annotated[int, typer.Option(min=0, help="Draws the batch; docs/fidelity.md shows that of 0.")] = 0,
+) -> None:
     """One step of U2PL on a fixed synthetic batch, per preset and for each factor alone: keys, classes, losses."""
     from rich.console import Console
 
@@ -23,8 +26,9 @@ def measure(csv: Annotated[Path | None, typer.Option(help="Also write the number
     paper, released = reading("paper"), reading("released")
 
     from u2pl.report import fidelity as module
+    from u2pl.report.half_trained import batch
 
-    measured = module.measure(list(module.cases(paper, released)))
+    measured = module.measure(list(module.cases(paper, released)), batch(seed=seed))
     if csv is not None:
         module.write_csv(csv, measured)
     for part in module.tables(measured):

@@ -47,7 +47,7 @@ def train(
     device: Device = "auto",
     restart: Annotated[bool, typer.Option(help="Forget the state that an interrupted training left.")] = False,
 ) -> None:
-    """Train one run; a stopped one goes on from its last state. A recipe with several GPUs starts a rank for each.
+    """Train one run; a stopped one resumes from its last state. A recipe with several GPUs starts one rank per GPU.
 
     SIGTERM, SIGUSR1 and SIGHUP end the present step and exit with 75; the same command resumes there.
     """
@@ -201,7 +201,7 @@ def show(
 
 @app.command()
 def verify(scale: Scale = "demo") -> None:
-    """Check data, splits, runs and tables against what vouches for them; exit code 1 if a file differs."""
+    """Verify data, splits, runs and tables against their recorded checksums; exit code 1 if a file differs."""
     from rich.console import Console
 
     from u2pl.report.verify import render

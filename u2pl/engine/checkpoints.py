@@ -124,7 +124,7 @@ def state_key(spec: "RunSpec", split: Path, prepared: Path, weights: Path | None
 
 
 def made_by(device: torch.device) -> dict[str, str]:
-    """What a training is done by; a state goes on to the same bits under an equal one only."""
+    """Code, torch, device and rank count. A state resumes bit-identically only if all four are equal."""
     folder = Path(__file__).parents[1]
     sources = [path for part in NUMERICS for path in sorted((folder / part).rglob("*.py"))]
     sources += [folder / "experiments" / f"{name}.py" for name in ("schedule", "settings")]

@@ -1,4 +1,4 @@
-"""A training that is told to stop finishes its step and leaves a state to go on from."""
+"""A training that is told to stop finishes its step and leaves a state to resume from."""
 
 import os
 import signal
@@ -7,7 +7,7 @@ from types import FrameType
 from u2pl.ranks.collectives import world_size
 
 SIGNALS = (signal.SIGTERM, signal.SIGUSR1, signal.SIGHUP)
-RESUMABLE = 75  # EX_TEMPFAIL of sysexits.h: not done, and the same command goes on from here
+RESUMABLE = 75  # EX_TEMPFAIL of sysexits.h: not done; the same command resumes
 
 
 def heeded() -> list[signal.Signals]:

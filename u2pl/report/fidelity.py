@@ -25,19 +25,12 @@ from u2pl.experiments.settings import U2PL
 from u2pl.files import atomic_path
 from u2pl.methods import Setup
 from u2pl.methods.u2pl import U2PL as Method
-from u2pl.report.half_trained import IGNORE, NOISE, C, HalfTrained, batch, true_classes
+from u2pl.report.half_trained import IGNORE, NOISE, C, HalfTrained, true_classes
 
 # Differences of the presets that cannot act on one step of given outputs, and why.
 LEFT_OUT = {
-    "split_source": "it chooses the images",
     "backbone_stem": "it is inside the network",
     "bank_in_checkpoint": "it acts on a resume",
-    "ohem_groups": "VOC has cross-entropy, without OHEM",
-    "warmup_epochs": "the step is one after the warm-up",
-    "sampler": "it sets the number of steps",
-    "selected_by": "it acts after the training",
-    "label_resize": "it is in the augmentation",
-    "decoder_lr_multiplier": "it acts in the optimiser",
 }
 # What the paper leaves open and a step shows; the values that the paper preset does not have.
 OPEN = {
@@ -205,9 +198,9 @@ class Measured:
     rows: list[tuple[Case, Numbers]]
 
 
-def measure(chosen: list[Case], given: dict[str, Tensor] | None = None) -> list[Measured]:
-    """Every case under every noise on `given`, or on the fixed batch; on one thread, so that sums have one order."""
-    given, threads = batch() if given is None else given, torch.get_num_threads()
+def measure(chosen: list[Case], given: dict[str, Tensor]) -> list[Measured]:
+    """Every case under every noise on the batch `given`; on one thread, so that sums have one order."""
+    threads = torch.get_num_threads()
     torch.set_num_threads(1)
     try:
         return [

@@ -69,9 +69,8 @@ class HalfTrained(nn.Module):
         noise = self.noise_of(fields)
         own = F.one_hot(truth, C).movedim(-1, 1).float()
         blurred = F.avg_pool2d(own, 5, 1, 2, count_include_pad=False)
-        confused = torch.cat(
-            [blurred[:, :1], blurred[:, 1:].roll(1, 1)], dim=1
-        )  # with the class before; not background
+        # Each class is confused with the one before it; background with none.
+        confused = torch.cat([blurred[:, :1], blurred[:, 1:].roll(1, 1)], dim=1)
         evidence = EVIDENCE * (0.8 + 0.2 * noise[:, C:])
         logits = evidence * (blurred + CONFUSED * confused) + self.noise * noise[:, :C]
         representation = torch.cat([own, logits.softmax(dim=1), 0.3 * noise[:, :8]], dim=1)

@@ -1,9 +1,9 @@
-"""`u2pl verify`: every file of a scale against what vouches for it.
+"""`u2pl verify`: every file of a scale against its recorded checksum or its source.
 
-Archives are vouched for by params, by the manifest beside each and by that of what was prepared of them, prepared files
-by checksums.sha256 and the manifest's hash of that, split lists by their manifest, weights by run.json, mIoU by the
-confusion matrix, tables, figures of numbers and the page by evaluations and histories.
-What rests on a file that differs is not checked, so that one changed file is one finding.
+Checksums of archives are in params, in the manifest beside each and in that of what was prepared from them; those of
+prepared files in checksums.sha256, whose own hash is in the manifest; those of split lists in their manifest, those of
+weights in run.json. mIoU is recomputed from the confusion matrix; tables, figures of numbers and the page from
+evaluations and histories. What depends on a file that differs is not checked, so that one changed file is one finding.
 """
 
 import hashlib
@@ -85,12 +85,12 @@ def verify(suite: Suite, data: Path, results: Path) -> list[Check]:
         check, listed = _tried("prepared", folder, _read_checksums)
         checks.append(check)
         hashes += listed or []
-    vouched = set()
+    recorded = set()
     for run, spec in suite.runs.items():
         check, files = _tried("runs", Results(results).run(run).record, _read_record, spec, data)
         checks.append(check)
         if files is not None:
-            vouched.add(run)
+            recorded.add(run)
             hashes += files
     checks += _compare(hashes)
     differing = [check.path for check in checks if check.state == "differs"]
@@ -98,7 +98,7 @@ def verify(suite: Suite, data: Path, results: Path) -> list[Check]:
     sound = set()
     for run, spec in suite.runs.items():
         path = Results(results).run(run).evaluation
-        if run not in vouched:
+        if run not in recorded:
             checks.append(_left_out("runs", path))
             continue
         check, _ = _tried("runs", path, _check_evaluation, suite, results, spec)
@@ -161,7 +161,7 @@ def _archives(suite: Suite, data: Path, datasets: Iterable[str]) -> Iterator[Has
 
 
 def _read_checksums(folder: Path) -> list[Hash]:
-    """What checksums.sha256 says about the files of a prepared folder; UserError unless the manifest vouches for it."""
+    """What checksums.sha256 says about the files of a prepared folder; UserError unless its hash is in the manifest."""
     path = Prepared(folder).checksums
     expected = read(PreparedManifest, Prepared(folder).manifest).content_sha256
     if not path.exists():
@@ -195,7 +195,7 @@ def _read_files(manifest: Path, data: Path) -> list[Hash | Check]:
 
 
 def _read_record(path: Path, spec: RunSpec, data: Path) -> list[Hash]:
-    """The files that run.json vouches for: weights.pt, history.csv, and the encoder's weights if there are any.
+    """The files whose hashes run.json records: weights.pt, history.csv, and the encoder's weights if there are any.
 
     Raises UserError if the run was made with other params, other data or another split than those of today.
     """
