@@ -20,13 +20,21 @@ def settings_for(method: str, **values: Any) -> Training:
     return kind(**{name: value for name, value in values.items() if name in kind.model_fields})
 
 
+class Encoder(nn.Sequential):
+    """One stage in place of all."""
+
+    def forward(self, images: Tensor) -> dict[str, Tensor]:
+        features = super().forward(images)
+        return {"layer1": features, "layer3": features, "layer4": features}
+
+
 class Network(nn.Module):
     """A network's outputs from one convolution of stride 4; dropout: in encoder and representation."""
 
     def __init__(self, auxiliary: bool = False, dropout: bool = False) -> None:
         super().__init__()
         layers: list[nn.Module] = [nn.Conv2d(3, 8, 3, 4, 1), nn.BatchNorm2d(8), nn.ReLU()]
-        self.encoder = nn.Sequential(*layers, *([nn.Dropout2d(0.2)] if dropout else []))
+        self.encoder = Encoder(*layers, *([nn.Dropout2d(0.2)] if dropout else []))
         self.head = nn.Conv2d(8, C, 1)
         self.representation: nn.Module = nn.Conv2d(8, 6, 1)
         if dropout:
@@ -34,8 +42,10 @@ class Network(nn.Module):
         self.auxiliary = nn.Conv2d(8, C, 1) if auxiliary else None
 
     def forward(self, images: Tensor) -> dict[str, Tensor]:
-        features = self.encoder(images)
-        output = {"logits": 4 * self.head(features), "representation": self.representation(features)}
+        stages = self.encoder(images)
+        features = stages["layer4"]
+        output = {"logits": 4 * self.head(features), "representation": self.representation(features), **stages}
+        output |= {"features": features, "decoded": features}
         return output | ({"auxiliary": self.auxiliary(features)} if self.auxiliary else {})
 
 
@@ -60,6 +70,24 @@ def batch(seed: int = 0) -> dict[str, Tensor]:
     masks[:, :4] = IGNORE
     images = torch.randn(2, 2, 3, SIDE, SIDE, generator=generator)
     return {"image_l": images[0], "image_u": images[1], "mask_l": masks}
+
+
+def beside(streams: Any, seed: int = 0) -> dict[str, Tensor]:
+    """What streams other than the first of each kind add to a batch; the last rows of every image are padding."""
+    generator = torch.Generator().manual_seed(200 + seed)
+    found = second(seed) if "unlabelled_2" in streams else {}
+    if "labelled_2" in streams:
+        found["image_l2"] = torch.randn(2, 3, SIDE, SIDE, generator=generator)
+        found["mask_l2"] = torch.randint(C, (2, SIDE, SIDE), generator=generator)
+    if "ids" in streams:
+        found["index_u"] = torch.tensor([1, 3])
+    if "raw" in streams:
+        found["raw_u"] = torch.randint(256, (2, 3, SIDE, SIDE), generator=generator, dtype=torch.uint8)
+    if "valid" in streams:
+        valid = torch.ones(2, SIDE, SIDE, dtype=torch.bool)
+        valid[:, -5:] = False
+        found |= {f"valid_{end}": valid for end in ("l", "u", "u2", "l2")}
+    return found
 
 
 def second(seed: int = 0) -> dict[str, Tensor]:

@@ -26,6 +26,7 @@ from u2pl.engine.seeding import choose_device, deterministic
 from u2pl.engine.trainer import Trainer
 from u2pl.experiments import RunSpec, load_suite
 
+LOSS = ("logits", "representation", "auxiliary")
 VARIANTS: dict[str, dict[str, object]] = {
     "fp32 (reference)": {},
     "fp32, not deterministic": {"free": True},
@@ -66,7 +67,7 @@ def networks(trainer: Trainer, batch: dict[str, torch.Tensor]) -> Callable[[], N
                 teacher.eval()(images)
                 teacher.train()(images)
             output = student(images)
-            loss = sum(value.float().square().mean() for name, value in output.items() if name != "features")
+            loss = sum(value.float().square().mean() for name, value in output.items() if name in LOSS)
         optimiser.zero_grad(set_to_none=True)
         loss.backward()  # type: ignore[union-attr]
         optimiser.step()

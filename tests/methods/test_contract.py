@@ -5,7 +5,7 @@ from typing import Any
 import pytest
 import torch
 
-from tests.small import IGNORE, Network, averages, batch, build, progress, second
+from tests.small import IGNORE, Network, averages, batch, beside, build, progress
 from u2pl.engine.optimisers import assert_all_optimised
 from u2pl.experiments.schema import Recipe
 from u2pl.experiments.settings import SETTINGS
@@ -20,6 +20,7 @@ RECIPE = Recipe.model_validate(
 CASES = {name: (name, {}) for name in METHODS} | {
     "released": ("u2pl", {"teacher_view": "released", "negative_label_mask": "released"}),
     "cps second batch": ("cps", {"cps_partner": "second_batch", "cps_labelled": True}),
+    "cps separate": ("cps", {"streams_forward": "separate"}),
     "cps without mixing": ("cps", {"cps_mixing": "none"}),
     "cps mean": ("cps", {"evaluated": "mean", "cps_masks": "half_box", "cps_label_mode": "eval"}),
 }
@@ -35,7 +36,7 @@ def given(case: str, seed: int = 0) -> dict[str, torch.Tensor]:
     """A batch of what the method's streams ask for."""
     name, changes = CASES[case]
     streams = SETTINGS[name](**changes).streams
-    found = batch(seed) | (second(seed) if "unlabelled_2" in streams else {})
+    found = batch(seed) | beside(streams, seed)
     return found if "unlabelled" in streams else {key: found[key] for key in ("image_l", "mask_l")}
 
 
@@ -43,11 +44,12 @@ def step(method: Any, case: str, seed: int = 0) -> dict[str, torch.Tensor]:
     """One whole step, dropout included, from equal generators."""
     torch.manual_seed(seed)
     now = progress(seed=seed)
-    (optimiser,) = method.optimisers(RECIPE)
+    optimisers = method.optimisers(RECIPE)
     losses = method(given(case, seed), now)
     losses["loss"].backward()
-    optimiser.step()
-    optimiser.zero_grad(set_to_none=True)
+    for optimiser in optimisers:
+        optimiser.step()
+        optimiser.zero_grad(set_to_none=True)
     method.after_step(now)
     return losses
 

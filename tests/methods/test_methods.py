@@ -7,7 +7,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from tests.small import IGNORE, SIDE, C, Network, batch, build, progress, settings_for
+from tests.small import IGNORE, SIDE, C, Encoder, Network, batch, build, progress, settings_for
 from u2pl.components.mixing import Shape, boxes_for, cutmix
 from u2pl.components.resize import nearest
 from u2pl.components.unreliable_contrast import View
@@ -316,7 +316,7 @@ class Pointwise(Network):
 
     def __init__(self) -> None:
         super().__init__()
-        self.encoder = nn.Sequential(nn.Conv2d(3, 8, 1), nn.ReLU())
+        self.encoder = Encoder(nn.Conv2d(3, 8, 1), nn.ReLU())
 
 
 def test_the_released_bank_is_empty_when_the_teachers_views_agree() -> None:

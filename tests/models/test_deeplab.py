@@ -19,10 +19,15 @@ def test_shapes() -> None:
     model = build_network(SMALL, 5, auxiliary=True).eval()
     with torch.inference_mode():
         outputs = model(torch.randn(2, 3, 65, 97))
+        torch.testing.assert_close(model.segment[-1](outputs["decoded"]), outputs["logits"])
+        torch.testing.assert_close(model.segment(outputs["features"]), outputs["logits"])
     assert {name: tuple(value.shape) for name, value in outputs.items()} == {
         "logits": (2, 5, 17, 25),
         "representation": (2, 12, 17, 25),
         "features": (2, 32, 17, 25),
+        "decoded": (2, 16, 17, 25),
+        "layer3": (2, 32, 9, 13),
+        "layer4": (2, 64, 9, 13),
         "auxiliary": (2, 5, 9, 13),
     }
     assert "auxiliary" not in build_network(SMALL, 5)(torch.randn(2, 3, 33, 33))

@@ -120,12 +120,3 @@ class UnreliableContrast(nn.Module):
         if self.settings.label_stacking == "paper":
             return contrast.members(labels, self.n_classes)
         return share(stacked_members(all_gather(labels), self.n_classes, self.ignore, self.settings.group_size))
-
-
-@torch.no_grad()
-def channels_of(network: nn.Module) -> int:
-    """Channels of a network's representation: it is asked, so that any network fits. Eval mode draws nothing."""
-    training = network.training
-    output = network.eval()(next(network.parameters()).new_zeros(1, 3, 64, 64))
-    network.train(training)
-    return output["representation"].shape[1]

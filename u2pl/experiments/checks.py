@@ -86,6 +86,13 @@ def check_settings(presets: Mapping[str, Preset], methods: Mapping[str, Method],
             own = files.overrides.fidelity.get(name, {}).get(part, {})
             _check_preset(own, files.scale, ("fidelity", name, part))
             _check_preset(getattr(preset, part), files.folder / "fidelity.yaml", (name, part))
+        for alone, values in preset.methods.items():
+            key = (name, "methods", alone)
+            in_scale = alone in files.overrides.fidelity.get(name, {}).get("methods", {})
+            where = files.scale if in_scale else files.folder / "fidelity.yaml"
+            if alone not in SETTINGS:
+                raise UserError(f"{where}: {'.'.join(key)}", "no such method", nearest(alone, list(SETTINGS)))
+            settings_of(alone, values, where, key)
         for kind in LISTS:
             part = kind if {"r_low", "r_high"} & getattr(preset, kind).keys() else "all"
             place = files.place("fidelity", name, [part], "r_low", "r_high")

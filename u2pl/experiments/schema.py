@@ -10,7 +10,7 @@ from pydantic import (
 )
 
 from u2pl.addresses import public
-from u2pl.experiments.settings import Training
+from u2pl.experiments.settings import SETTINGS, Training
 from u2pl.experiments.values import (
     AsTuple,
     Byte,
@@ -227,16 +227,19 @@ DEFAULT_FIDELITY = "paper"
 
 
 class Preset(Strict):
-    """A reading of the method: settings by data set, `all` first."""
+    """A reading: settings by data set, then by method; `all` first."""
 
     title: Text
     all: dict[str, Any] = {}
     pascal: dict[str, Any] = {}
     cityscapes: dict[str, Any] = {}
+    methods: dict[str, dict[str, Any]] = {}  # of one method alone
 
     def of(self, kind: type[Training], dataset: str) -> dict[str, Any]:
         """The values for a kind of data set, of the settings that the class has."""
         values = self.all | getattr(self, dataset)
+        for method, own in self.methods.items():
+            values |= own if SETTINGS[method] is kind else {}
         return {name: value for name, value in values.items() if name in kind.model_fields}
 
 

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from u2pl.components.ensemble import MeanOfNetworks
 from u2pl.components.groups import extent
 from u2pl.components.mixing import boxes_for, cutmix, three_boxes_for
-from u2pl.components.outputs import halves, summed
+from u2pl.components.outputs import summed, two_streams
 from u2pl.components.progress import Progress
 from u2pl.components.pseudo_labels import supervised_loss
 from u2pl.components.resize import upsample
@@ -55,8 +55,7 @@ class CPS(Method):
             labels = [self.mixed(self.labels(k, images_u), self.labels(k, partner), mask) for k in networks]
             images_u = self.mixed(images_u, partner, mask)
 
-        images = torch.cat([images_l, images_u])
-        outputs = [halves(network(images), n) for network in networks]
+        outputs = [two_streams(network, images_l, images_u, settings.streams_forward) for network in networks]
         logits = [upsample(unlabelled["logits"], size) for _, unlabelled in outputs]
         labels = labels or [values.detach().argmax(dim=1) for values in logits]
         if settings.cps_labelled:

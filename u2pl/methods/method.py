@@ -26,7 +26,7 @@ class Setup:
     """What a method is built on."""
 
     # A new network per call: encoder weights loaded, heads drawn afresh, equal on all ranks. It maps images
-    # (B, 3, H, W) to "logits" (B, C, h, w), "representation" (B, D, h, w) and perhaps "auxiliary" and "features".
+    # (B, 3, H, W) to the outputs of `DeepLab`, and its `encoder` to "layer3" and "layer4" alone.
     network: Callable[[], nn.Module]
     n_classes: int
     ignore: int  # the label that no loss counts

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from u2pl.components.groups import extent, of_images
 from u2pl.components.mixing import boxes_for, cutmix
-from u2pl.components.outputs import halves, summed
+from u2pl.components.outputs import channels_of, halves, summed
 from u2pl.components.precision import at_least_float32
 from u2pl.components.progress import Progress
 from u2pl.components.pseudo_labels import (
@@ -22,7 +22,7 @@ from u2pl.components.pseudo_labels import (
 from u2pl.components.resize import nearest, upsample
 from u2pl.components.supervised import labelled_loss
 from u2pl.components.teacher import Teacher
-from u2pl.components.unreliable_contrast import UnreliableContrast, View, channels_of
+from u2pl.components.unreliable_contrast import UnreliableContrast, View
 from u2pl.methods.method import Batch, Losses, Method, Setup
 from u2pl.ranks.collectives import all_gather, all_reduce_sum
 

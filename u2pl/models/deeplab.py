@@ -48,7 +48,7 @@ class ASPP(nn.Module):
         return torch.cat([pooled, *(branch(features) for branch in self.branches)], dim=1)
 
 
-def head(inputs: int, channels: int, outputs: int, dropout: float) -> nn.Module:
+def head(inputs: int, channels: int, outputs: int, dropout: float) -> nn.Sequential:
     """Two 3x3 convolutions and a 1x1 one: (B, inputs, h, w) -> (B, outputs, h, w)."""
     return nn.Sequential(
         conv_bn_relu(inputs, channels, 3, dropout=dropout),
@@ -61,9 +61,10 @@ class DeepLab(nn.Module):
     """Encoder, ASPP, decoder and heads.
 
     forward maps normalised images (B, 3, H, W) to {"logits": (B, n_classes, h, w), "representation":
-    (B, representation, h, w), "features": (B, 2 * channels, h, w), what both heads see} at layer1's size, 1/4 of the
-    image's; with `auxiliary` also {"auxiliary":
-    (B, n_classes, H/8, W/8)} from layer3 (1/16 at output stride 16). Training mode needs two images or more, see ASPP.
+    (B, representation, h, w), "features": (B, 2 * channels, h, w), what both heads see, "decoded": (B, channels, h, w),
+    what the classifier sees} at layer1's size, 1/4 of the image's; and to {"layer3", "layer4"} of the encoder. With
+    `auxiliary` also {"auxiliary": (B, n_classes, H/8, W/8)} from layer3 (1/16 at output stride 16). Training mode needs
+    two images or more, see ASPP.
     """
 
     def __init__(
@@ -99,7 +100,15 @@ class DeepLab(nn.Module):
         height, width = detail.shape[-2:]
         context = upsample(self.context(self.aspp(stages["layer4"])), (height, width))
         features = torch.cat([detail, context], dim=1)
-        outputs = {"logits": self.segment(features), "representation": self.represent(features), "features": features}
+        decoded = self.segment[:-1](features)
+        outputs = {
+            "logits": self.segment[-1](decoded),
+            "representation": self.represent(features),
+            "features": features,
+            "decoded": decoded,
+            "layer3": stages["layer3"],
+            "layer4": stages["layer4"],
+        }
         if self.auxiliary is not None:
             outputs["auxiliary"] = self.auxiliary(stages["layer3"])
         return outputs

@@ -1,8 +1,7 @@
-"""The settings of the methods: one class each, out of what they share. Keys are flat, so that tables name them alike.
+"""What the settings of several methods share. Keys are flat, so that tables name them alike.
 
-The symbols are those of section 3 of the paper, and every factor in which the paper and the released code differ is one
-setting; docs/fidelity.md has a row for each. Defaults are the paper's, and where it is silent the released code's.
-`params/fidelity.yaml` holds what the presets change per data set.
+The symbols are those of section 3 of the paper. Every factor in which the paper and the released code differ is one
+setting.
 """
 
 from typing import Annotated, ClassVar, Literal
@@ -66,6 +65,13 @@ class Training(Strict):
         return frozenset({"labelled", "unlabelled"})
 
 
+class Streams(Training):
+    """How a network sees the labelled and the unlabelled images of a step."""
+
+    # in one pass, or each in one with batch statistics of its own
+    streams_forward: Literal["joint", "separate"] = "joint"
+
+
 class Averaging(Training):
     """A teacher that averages the student, and a weight on what it teaches."""
 
@@ -126,71 +132,3 @@ class Contrast(Training):
     unlabelled_anchor_entropy: Reading = "paper"
     positive_filter: Reading = "paper"
     contrastive_normaliser: Reading = "paper"
-
-
-class SupOnly(Training):
-    # an epoch: one pass over the labelled list, or as many steps as the semi-supervised methods take
-    suponly_epoch_unit: Literal["labelled", "iterations"] = "labelled"
-    suponly_group_size: Positive = 4  # labelled images on a GPU of the released code, which has four on Cityscapes, too
-
-    @property
-    def supervised_group(self) -> int:
-        return self.suponly_group_size
-
-    @property
-    def streams(self) -> frozenset[Stream]:
-        return frozenset({"labelled"})
-
-
-class MeanTeacher(Averaging):
-    pass
-
-
-class CutMix(Averaging, Mixing):
-    pass
-
-
-class U2PL(Averaging, Mixing, Contrast):
-    pass
-
-
-class CPS(Training):
-    """Cross pseudo supervision (Chen et al., CVPR 2021): two networks label each other, none is averaged."""
-
-    trained: ClassVar[int] = 2
-    # In forwards of an image, a backward taken as two: 2 networks x (3 x 32 + 16 for labels) of 144 in Mean Teacher.
-    step_cost: ClassVar[float] = 224 / 144
-
-    # lambda. Released: with CutMix 1 on VOC and 5 on Cityscapes, without 1.5 and 6
-    cps_weight: Annotated[float, Field(ge=0)] = 1.0
-    cps_mixing: Literal["cutmix", "none"] = "cutmix"
-    # three boxes that toggle, of 1/4 to 1/2 of the image in all; or the box of the suite's CutMix, of half of it
-    cps_masks: Literal["three_boxes", "half_box"] = "three_boxes"
-    # images are mixed with others of the batch, or with those of a second batch
-    cps_partner: Literal["batch", "second_batch"] = "batch"
-    cps_labelled: bool = False  # the labelled images take part in the cross term as well
-    cps_label_mode: Literal["train", "eval"] = "train"  # of the passes that make the labels
-    evaluated: Literal["first", "mean"] = "first"  # network, or the mean of both networks' probabilities
-
-    @property
-    def kept(self) -> int:
-        return 2 if self.evaluated == "mean" else 1
-
-    @property
-    def streams(self) -> frozenset[Stream]:
-        second: frozenset[Stream] = frozenset({"unlabelled_2"})
-        return super().streams | (second if self.cps_partner == "second_batch" else frozenset())
-
-
-SETTINGS: dict[str, type[Training]] = {
-    "suponly": SupOnly,
-    "mean_teacher": MeanTeacher,
-    "cutmix": CutMix,
-    "u2pl": U2PL,
-    "cps": CPS,
-}
-
-
-def unreliable_share(settings: Training) -> float:
-    """alpha_0 of Eq. 7, by which figures draw unreliable pixels; the default for methods that have none."""
-    return settings.alpha_0 if isinstance(settings, Contrast) else Contrast().alpha_0

@@ -1,0 +1,32 @@
+"""The settings of SupOnly, MT, CutMix and U2PL."""
+
+from typing import Literal
+
+from u2pl.experiments.settings.common import Averaging, Contrast, Mixing, Stream, Training
+from u2pl.experiments.values import Positive
+
+
+class SupOnly(Training):
+    # an epoch: one pass over the labelled list, or as many steps as the semi-supervised methods take
+    suponly_epoch_unit: Literal["labelled", "iterations"] = "labelled"
+    suponly_group_size: Positive = 4  # labelled images on a GPU of the released code, which has four on Cityscapes, too
+
+    @property
+    def supervised_group(self) -> int:
+        return self.suponly_group_size
+
+    @property
+    def streams(self) -> frozenset[Stream]:
+        return frozenset({"labelled"})
+
+
+class MeanTeacher(Averaging):
+    pass
+
+
+class CutMix(Averaging, Mixing):
+    pass
+
+
+class U2PL(Averaging, Mixing, Contrast):
+    pass
