@@ -127,7 +127,7 @@ def made_by(device: torch.device) -> dict[str, str]:
     """Code, torch, device and rank count. A state resumes bit-identically only if all four are equal."""
     folder = Path(__file__).parents[1]
     sources = [path for part in NUMERICS for path in sorted((folder / part).rglob("*.py"))]
-    sources += [folder / "experiments" / f"{name}.py" for name in ("schedule", "settings")]
+    sources += [folder / "experiments/schedule.py", *sorted((folder / "experiments/settings").glob("*.py"))]
     code = hashlib.sha256(b"".join(path.read_bytes() for path in sources)).hexdigest()[:12]
     return {"code": code, "torch": str(torch.__version__), "device": device.type, "ranks": str(world_size())}
 
