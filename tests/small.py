@@ -57,7 +57,7 @@ def averages(method: Any) -> Iterator[nn.Parameter]:
 def build(name: str, network: Any = Network, **changes: Any) -> Any:
     """A method on networks that `network` makes, with a teacher that differs from the student."""
     torch.manual_seed(0)
-    method = build_method(name, settings_for(name, **(SMALL | changes)), Setup(network, C, IGNORE))
+    method = build_method(name, settings_for(name, **(SMALL | changes)), Setup(network, C, IGNORE, 6, 2))
     for parameter in averages(method):
         parameter.data += 0.1 * torch.randn_like(parameter)
     return method
@@ -81,6 +81,8 @@ def beside(streams: Any, seed: int = 0) -> dict[str, Tensor]:
         found["mask_l2"] = torch.randint(C, (2, SIDE, SIDE), generator=generator)
     if "ids" in streams:
         found["index_u"] = torch.tensor([1, 3])
+    if "chosen" in streams:
+        found["image_p"] = torch.randn(2, 3, SIDE, SIDE, generator=torch.Generator().manual_seed(300 + seed))
     if "raw" in streams:
         found["raw_u"] = torch.randint(256, (2, 3, SIDE, SIDE), generator=generator, dtype=torch.uint8)
     if "valid" in streams:

@@ -20,6 +20,7 @@ from u2pl.components.ohem import ohem_loss
 from u2pl.data.batches import TrainBatches
 from u2pl.engine.evaluate import evaluate
 from u2pl.errors import UserError
+from u2pl.experiments.settings import Stream
 from u2pl.experiments.suite import RunSpec
 from u2pl.methods import Progress, Setup, build_method
 from u2pl.models import build_network
@@ -70,7 +71,60 @@ CASES: dict[str, tuple[str, dict[str, Any]]] = {
     ),
     # shares that lie across ranks, the last of them incomplete
     "shares_of_three": ("u2pl", SHARES | {"cutmix_probability": 1, "label_stacking": "released", "group_size": 3}),
+    "ael": ("ael", {}),
+    "ael_released": (
+        "ael",
+        {
+            "ael_labelled_consistency": True,
+            "ael_absent_class": "zero",
+            "ael_confidence_groups": "share",
+            "ael_weight_normaliser": "share",
+            "ael_copy_paste_classes": "released",
+            "ael_threshold": 0.4,
+            "streams_forward": "separate",
+            "group_size": 2,
+        },
+    ),
+    "ael_batch": ("ael", {"ael_partner": "batch", "ael_keep_by": "teacher", "ael_confidence": "student"}),
+    "ael_shares_of_three": (
+        "ael",
+        {
+            "ael_cutmix": False,
+            "ael_confidence_groups": "share",
+            "ael_weight_normaliser": "share",
+            "group_size": 3,
+            "ael_teacher_mode": "eval",
+        },
+    ),
+    "u2pl_ael": ("u2pl_ael", {}),
+    "u2pl_ael_reliable": ("u2pl_ael", {"unsupervised_term": "reliable", "ael_partner": "batch"}),
+    "u2pl_ael_released": (
+        "u2pl_ael",
+        RELEASED
+        | SHARES
+        | {
+            "unsupervised_term": "equalised",
+            "confident_drop": "released",
+            "dpa": False,
+            "contrastive_weight": 0.1,
+            "ael_teacher_mode": "eval",
+            "ael_labelled_consistency": True,
+            "streams_forward": "separate",
+            "group_size": 2,
+        },
+    ),
     "per_image": ("u2pl", {"anchors_drawn": "per_image", "replacement": False, "ignored_negatives": True}),
+}
+
+
+ENTRIES: dict[Stream, set[str]] = {
+    "labelled": {"image_l", "mask_l"},
+    "unlabelled": {"image_u"},
+    "unlabelled_2": {"image_u2"},
+    "labelled_2": {"image_l2", "mask_l2"},
+    "ids": {"index_u"},
+    "valid": {"valid_l2"},
+    "chosen": {"image_p"},
 }
 
 
@@ -82,7 +136,11 @@ def batch() -> dict[str, Tensor]:
     masks[-1, :9] = C - 1
     brightness = torch.arange(1.0, BATCH + 1)[:, None, None, None] / BATCH
     images = torch.randn(3, BATCH, 3, SIDE, SIDE, generator=generator, dtype=torch.float64) * brightness
-    return {"image_l": images[0], "image_u": images[1] + 0.5, "image_u2": images[2] - 0.5, "mask_l": masks}
+    found = {"image_l": images[0], "image_u": images[1] + 0.5, "image_u2": images[2] - 0.5, "mask_l": masks}
+    found |= {f"image_{end}": torch.randn(images[0].shape, generator=generator).double() for end in ("l2", "p")}
+    found["mask_l2"] = torch.randint(C, masks.shape, generator=generator)
+    found["valid_l2"] = torch.rand(masks.shape, generator=generator) < 0.9
+    return found | {"index_u": torch.randperm(12, generator=generator)[:BATCH]}
 
 
 def two_steps(name: str) -> dict[str, Any]:
@@ -92,7 +150,7 @@ def two_steps(name: str) -> dict[str, Any]:
     settings = settings_for(kind, **({"anchors_per_class": 20, "negatives_per_anchor": 7} | small | changes))
     torch.manual_seed(0)
     auxiliary = settings.cityscapes_loss != "cross_entropy"
-    setup = Setup(lambda: Network(auxiliary, dropout=True), C, IGNORE)
+    setup = Setup(lambda: Network(auxiliary, dropout=True), C, IGNORE, 12, BATCH)
     method = build_method(kind, settings, setup).double()
     for parameter in averages(method):
         parameter.data += 0.1 * torch.randn_like(parameter)
@@ -100,8 +158,8 @@ def two_steps(name: str) -> dict[str, Any]:
     forward = data_parallel(method)
     trained = {key: p for key, p in method.named_parameters() if p.requires_grad}
     optimiser = torch.optim.SGD(trained.values(), lr=0.1, momentum=0.9, weight_decay=0.01)
-    unasked = set() if "unlabelled_2" in settings.streams else {"image_u2"}
-    own = {key: share(value) for key, value in batch().items() if key not in unasked}
+    asked = {key for stream in settings.streams for key in ENTRIES[stream]}
+    own = {key: share(value) for key, value in batch().items() if key in asked}
     generator = torch.Generator().manual_seed(0)
     found: dict[str, Any] = {}
     for step in (0, 1):

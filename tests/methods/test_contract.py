@@ -22,6 +22,37 @@ CASES = {name: (name, {}) for name in METHODS} | {
     "cps second batch": ("cps", {"cps_partner": "second_batch", "cps_labelled": True}),
     "cps separate": ("cps", {"streams_forward": "separate"}),
     "cps without mixing": ("cps", {"cps_mixing": "none"}),
+    "ael released": (
+        "ael",
+        {
+            "ael_labelled_consistency": True,
+            "ael_absent_class": "zero",
+            "ael_confidence_groups": "share",
+            "ael_weight_normaliser": "share",
+            "ael_copy_paste_classes": "released",
+            "ael_threshold": 0.3,
+            "streams_forward": "separate",
+        },
+    ),
+    "ael batch": ("ael", {"ael_partner": "batch", "ael_keep_by": "teacher", "ael_confidence": "student"}),
+    "ael without its parts": (
+        "ael",
+        {"ael_reweighting": False, "ael_sampling": False, "ael_cutmix": False, "ael_copy_paste": False},
+    ),
+    "ael eval": ("ael", {"ael_teacher_mode": "eval"}),
+    "u2pl_ael reliable": ("u2pl_ael", {"unsupervised_term": "reliable"}),
+    "u2pl_ael released": (
+        "u2pl_ael",
+        {
+            "unsupervised_term": "equalised",
+            "confident_drop": "released",
+            "dpa": False,
+            "teacher_view": "released",
+            "ael_teacher_mode": "eval",
+            "ael_labelled_consistency": True,
+            "streams_forward": "separate",
+        },
+    ),
     "cps mean": ("cps", {"evaluated": "mean", "cps_masks": "half_box", "cps_label_mode": "eval"}),
 }
 every = pytest.mark.parametrize("case", CASES)
@@ -115,7 +146,7 @@ def test_a_state_resumes_to_the_bit(case: str) -> None:
 @every
 def test_a_batch_without_labels_is_finite(case: str) -> None:
     method, data = made(case), given(case)
-    data["mask_l"] = torch.full_like(data["mask_l"], IGNORE)
+    data |= {name: torch.full_like(data[name], IGNORE) for name in data if name.startswith("mask")}
     losses = method(data, progress())
     losses["loss"].backward()
     assert all(torch.isfinite(value) for value in losses.values()) and losses["supervised"] == 0

@@ -1,5 +1,6 @@
 """What goes into a step's result: parts of a network's output, and the sum of the losses."""
 
+from collections.abc import Callable
 from typing import Literal
 
 import torch
@@ -16,7 +17,10 @@ def halves(output: dict[str, Tensor], n: int) -> tuple[dict[str, Tensor], dict[s
 
 
 def two_streams(
-    network: nn.Module, labelled: Tensor, unlabelled: Tensor, forward: Literal["joint", "separate"]
+    network: Callable[[Tensor], dict[str, Tensor]],
+    labelled: Tensor,
+    unlabelled: Tensor,
+    forward: Literal["joint", "separate"],
 ) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
     """A network's output on labelled and on unlabelled images, (B, 3, H, W) each: from one pass over both, whose batch
     statistics are common, or from two passes, each with its own.

@@ -35,9 +35,18 @@ class WeakAugmentation(v2.Transform):
         self.nearest = F.InterpolationMode.NEAREST if label_resize == "floor" else F.InterpolationMode.NEAREST_EXACT
 
     def make_params(self, flat_inputs: list[Any]) -> dict[str, Any]:
-        height, width = v2.query_size(flat_inputs)
+        return self.window(v2.query_size(flat_inputs), self.draw())
+
+    @staticmethod
+    def draw() -> list[float]:
+        """The random numbers of one augmentation: all that threads must not draw at the same time."""
+        numbers: list[float] = torch.rand(5, dtype=torch.float64).tolist()
+        return numbers
+
+    def window(self, size: tuple[int, int], draws: Sequence[float]) -> dict[str, Any]:
+        """What `transform` does to an image of a size (height, width), given what `draw` gave."""
+        (height, width), (shrink, position, flip, y, x) = size, draws
         low, high = self.scale_range
-        shrink, position, flip, y, x = torch.rand(5, dtype=torch.float64).tolist()
         scale = low + (1 - low) * position if shrink < 0.5 else 1 + (high - 1) * position
         # The window is cut from the source, so that only pixels that stay are resampled: at scale 2 a quarter of the
         # crop's area is read. It may give one pixel too many, which is cut off, never one too few.
@@ -66,7 +75,7 @@ class WeakAugmentation(v2.Transform):
 def weak_augmentation(
     crop: int, scale_range: tuple[float, float] = (0.5, 2.0), pad_label: int = 255, mean: Sequence[float] = MEAN,
     label_resize: LabelResize = "floor",
-) -> v2.Transform:  # fmt: skip
+) -> WeakAugmentation:  # fmt: skip
     """The augmentation of all streams: see `WeakAugmentation`."""
     return WeakAugmentation(crop, scale_range, pad_label, mean, label_resize)
 

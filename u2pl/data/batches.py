@@ -1,7 +1,7 @@
 """Prepared files -> samples -> training batches that depend on (seed, epoch, position) only."""
 
 import signal
-from collections.abc import Callable, Iterator, Sequence, Set
+from collections.abc import Iterator, Mapping, Sequence, Set
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +12,8 @@ from torch.utils.data import DataLoader
 from torch.utils.data import Dataset as TorchDataset
 from torchvision import tv_tensors
 
-from u2pl.data.augment import weak_augmentation
+from u2pl.data.augment import WeakAugmentation, weak_augmentation
+from u2pl.data.chosen import ChosenImages
 from u2pl.data.images import check_labels, check_size, decode_image, decode_mask, read_bytes
 from u2pl.errors import UserError
 from u2pl.experiments.records import PreparedManifest, read
@@ -29,6 +30,7 @@ _DRAWS: dict[Draw, tuple[int, str]] = {
     "unlabelled_2": (2, "u2"),
     "labelled_2": (3, "l2"),
 }
+_CHOSEN = 4  # the like of what a method chooses
 
 
 class SegmentationFolder(TorchDataset[Sample]):
@@ -95,22 +97,22 @@ class TrainBatches:
         if not labelled_ids:
             raise UserError("labelled list", "no image", "one or more")
         pad_label = dataset.ignore_label if settings.crop_pad_label_train == "ignore" else 0
-        transform = weak_augmentation(
-            recipe.crop, pad_label=pad_label, mean=dataset.mean, label_resize=settings.label_resize
-        )
+        look = pad_label, dataset.mean, settings.label_resize
+        transforms = {draw: weak_augmentation(recipe.crop, settings.scale_range(draw), *look) for draw in _DRAWS}
 
         def folder(ids: Sequence[str]) -> SegmentationFolder:
             return SegmentationFolder(prepared, ids, n_classes=len(dataset.classes), ignore_label=dataset.ignore_label)
 
         # With every image labelled there is still something to be consistent on: the labelled images themselves.
         folders = folder(labelled_ids), folder(unlabelled_ids or labelled_ids)
+        self.unlabelled = len(folders[1])
         steps = steps_per_epoch(recipe, settings, len(labelled_ids), len(unlabelled_ids))
         batch = images_per_step(recipe.batch, settings.batch_size)
         if batch % ranks:
             raise UserError("recipe: batch", f"{batch} images a step for {ranks} ranks", f"a multiple of {ranks}")
         self.images = batch // ranks
         stretch = range(rank * self.images, (rank + 1) * self.images)
-        self._steps = _Steps(*folders, transform, settings.streams, steps, batch, stretch, seed)
+        self._steps = _Steps(*folders, transforms, settings.streams, steps, batch, stretch, seed)
         self._order = _Order()
         self._loader = DataLoader(
             self._steps,
@@ -122,6 +124,11 @@ class TrainBatches:
             persistent_workers=recipe.persistent_workers and workers > 0,
             worker_init_fn=outlive_signals,
         )
+        # Not of the loader, which is ahead of the step that chooses.
+        self.chosen: ChosenImages | None = None
+        if "chosen" in settings.streams:
+            reading = folders[1].image, transforms["unlabelled"], self._steps.chosen_numbers
+            self.chosen = ChosenImages(*reading, batch, stretch, workers)
 
     def __len__(self) -> int:
         """Steps an epoch."""
@@ -136,6 +143,8 @@ class TrainBatches:
         - ids: index_u (B,) int64, where the images of image_u are in the unlabelled list
         - valid: valid_l, valid_u, ... (B, h, w) bool, one per image_*: False where the crop is padded
         - raw: raw_u, the bytes of image_u, which stay bytes when images are normalised
+
+        The images of `chosen`, image_p, are not among them: a step chooses those of the next, see `chosen`.
 
         If nothing is unlabelled, the labelled list takes that list's place. Raises UserError as `SegmentationFolder`
         does.
@@ -173,14 +182,14 @@ class _Steps(TorchDataset[dict[str, Any]]):
         self,
         labelled: SegmentationFolder,
         unlabelled: SegmentationFolder,
-        transform: Callable[..., Any],
+        transforms: Mapping[Draw, WeakAugmentation],
         streams: Set[Stream],
         steps: int,
         batch: int,
         stretch: range,
         seed: int,
     ) -> None:
-        self.labelled, self.unlabelled, self.transform, self.streams = labelled, unlabelled, transform, streams
+        self.labelled, self.unlabelled, self.transforms, self.streams = labelled, unlabelled, transforms, streams
         self.steps, self.batch, self.stretch, self.seed = steps, batch, stretch, seed
 
     def __len__(self) -> int:
@@ -211,7 +220,7 @@ class _Steps(TorchDataset[dict[str, Any]]):
             if "valid" in self.streams:
                 sample.append(tv_tensors.Mask(torch.ones(sample[0].shape[-2:], dtype=torch.bool)))
             with seeded(self.seed, epoch, number, position):
-                samples.append(self.transform(sample))
+                samples.append(self.transforms[draw](sample))
         columns = [torch.stack(values).as_subclass(Tensor) for values in zip(*samples, strict=True)]
         out = {f"{name}_{end}": values for name, values in zip(names, columns, strict=True)}
         if masked:
@@ -221,6 +230,11 @@ class _Steps(TorchDataset[dict[str, Any]]):
         if draw == "unlabelled" and "raw" in self.streams:
             out["raw_u"] = out["image_u"]  # the same bytes: normalising them makes new tensors
         return out
+
+    def chosen_numbers(self, epoch: int, position: int) -> list[float]:
+        """The random numbers of the augmentation of a chosen image."""
+        with seeded(self.seed, epoch, _CHOSEN, position):
+            return WeakAugmentation.draw()
 
     def _index(self, folder: SegmentationFolder, epoch: int, stream: int, position: int) -> int:
         """The epoch's order is one shuffled pass after the other: every image comes before any comes again."""

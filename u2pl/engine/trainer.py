@@ -52,8 +52,6 @@ class Trainer:
                 load_encoder_weights(new, weights)
             return new.to(device).to(memory_format=self.layout)
 
-        setup = Setup(network, len(dataset.classes), dataset.ignore_label)
-        self.method = build_method(spec.method, spec.settings, setup).to(device)
         labelled, unlabelled = read_ids(Split(split).list("labeled")), read_ids(Split(split).list("unlabeled"))
         self.batches = TrainBatches(
             prepared,
@@ -66,6 +64,9 @@ class Trainer:
             rank=rank(),
             ranks=world_size(),
         )
+        sizes = self.batches.unlabelled, self.batches.images * world_size()
+        setup = Setup(network, len(dataset.classes), dataset.ignore_label, *sizes)
+        self.method = build_method(spec.method, spec.settings, setup).to(device)
         span_ranks(self.method, self.batches.images, device)
         self.forward = data_parallel(self.method)
         self.optimisers = self.method.optimisers(recipe)
@@ -107,6 +108,8 @@ class Trainer:
             after_step()
         # Before the epoch counts: the state saved last is then the last good one.
         self.check_finite()
+        if self.batches.chosen:
+            self.batches.chosen.settle()
         self.training_seconds += time.perf_counter() - started
         self.epoch, self.index = self.epoch + 1, 0
         row: dict[str, float] = {"epoch": self.epoch, "step": self.epoch * len(self.batches)}
@@ -131,9 +134,14 @@ class Trainer:
             steps=self.steps,
             generator=self.generator,
         )
+        self._ask_for_chosen(step)  # only where no step has: the first one here
+        if self.batches.chosen and self.batches.chosen.coming(*self._place(step)):
+            # In a batch of its own: the images that are counted are the loader's.
+            batch = batch | {"image_p": self.batches.chosen.take(*self._place(step))}
         half = recipe.precision == "bf16"
         with torch.autocast(self.device.type, torch.bfloat16, enabled=half):
             parts: dict[str, Tensor] = self.forward(self._to_device(batch), progress)
+        self._ask_for_chosen(step + 1)  # they are loaded while the gradients are computed
         loss = parts["loss"]
         bad = ~torch.isfinite(loss.detach()) & (self.bad_step < 0)
         self.bad_step = torch.where(bad, step, self.bad_step)
@@ -145,6 +153,16 @@ class Trainer:
             optimiser.step()
         self.method.after_step(progress)
         return parts
+
+    def _place(self, step: int) -> tuple[int, int]:
+        """The epoch of a step of the run, and its number there."""
+        return divmod(step, len(self.batches))
+
+    def _ask_for_chosen(self, step: int) -> None:
+        """Start to load what the method wants for a step, if it wants anything and that has not been done."""
+        chosen, wanted = self.batches.chosen, self.method.wanted
+        if chosen and wanted is not None and step < self.steps and not chosen.coming(*self._place(step)):
+            chosen.ask(wanted.tolist(), *self._place(step))
 
     def _to_device(self, batch: dict[str, Tensor]) -> dict[str, Tensor]:
         """Images become normalised floats only here: bytes are four times cheaper to move."""
@@ -225,3 +243,5 @@ class Trainer:
         for optimiser, saved in zip(self.optimisers, state["optimisers"], strict=True):
             optimiser.load_state_dict(saved)
         restore_random_state(state["random"], self.generator)
+        if self.batches.chosen:
+            self.batches.chosen.forget()

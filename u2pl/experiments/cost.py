@@ -107,6 +107,7 @@ def measured(suite: Suite, results: Path) -> dict[Shape, Rate]:
             continue
         kind = SETTINGS[spec.method]
         own = {key: value for key, value in spec.settings.model_dump().items() if key in kind.model_fields}
+        # What a method chooses itself is loaded beside the loader: images_per_s does not count it either.
         draws = len(validate(kind, own, path, ("spec", "settings")).streams & set(get_args(Draw)))
         shape = shape_of(spec, took.world_size, not took.device.startswith("cpu"))
         step = shape.batch * draws / took.images_per_s

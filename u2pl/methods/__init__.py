@@ -6,12 +6,14 @@ from typing import TYPE_CHECKING, Any
 
 from u2pl.components.progress import Progress
 from u2pl.errors import UserError
+from u2pl.methods.ael import AEL
 from u2pl.methods.cps import CPS
 from u2pl.methods.cutmix import CutMix
 from u2pl.methods.mean_teacher import MeanTeacher
 from u2pl.methods.method import Losses, Method, Setup
 from u2pl.methods.suponly import SupOnly
 from u2pl.methods.u2pl import U2PL
+from u2pl.methods.u2pl_ael import U2PLAEL
 
 if TYPE_CHECKING:
     from u2pl.experiments.settings import Training
@@ -24,6 +26,8 @@ METHODS: dict[str, type[Any]] = {
     "cutmix": CutMix,
     "u2pl": U2PL,
     "cps": CPS,
+    "ael": AEL,
+    "u2pl_ael": U2PLAEL,
 }
 
 

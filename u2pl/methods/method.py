@@ -30,6 +30,9 @@ class Setup:
     network: Callable[[], nn.Module]
     n_classes: int
     ignore: int  # the label that no loss counts
+    # For methods that choose images by their place in the unlabelled list (see `Method.wanted`).
+    unlabelled: int = 0  # images of that list; of the labelled one, if nothing is unlabelled
+    batch: int = 0  # unlabelled images per step, of all ranks
 
 
 class Method(nn.Module, ABC):
@@ -52,6 +55,16 @@ class Method(nn.Module, ABC):
         image_u2 like image_l, and what else `TrainBatches.epoch` lists; images are normalised. With several ranks,
         `batch` is this rank's share; the losses are those of the global batch.
         """
+
+    @property
+    def wanted(self) -> Tensor | None:
+        """With the stream "chosen": the images that the next step is to get as image_p, one per unlabelled image.
+
+        int64 (images per step of all ranks,), places in the unlabelled list; None if the method chooses none. The
+        engine reads it after each `forward`, and after a start or resume: it must be part of the state, and equal on
+        all ranks.
+        """
+        return None
 
     def after_step(self, progress: Progress) -> None:
         """After the optimisers' step, with the progress that the step's forward got; averages move here."""

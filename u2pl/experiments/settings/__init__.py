@@ -4,6 +4,7 @@ Defaults are the paper's, and where it is silent the released code's; `params/fi
 change per data set and method. docs/fidelity.md has one row per setting.
 """
 
+from u2pl.experiments.settings.ael import AEL, U2PLAEL, Equalised
 from u2pl.experiments.settings.common import (
     Averaging,
     Contrast,
@@ -22,11 +23,13 @@ from u2pl.experiments.settings.paper import U2PL, CutMix, MeanTeacher, SupOnly
 __all__ = [
     "SETTINGS",
     "unreliable_share",
+    "AEL",
     "Averaging",
     "CPS",
     "Contrast",
     "CutMix",
     "Draw",
+    "Equalised",
     "MeanTeacher",
     "Mixing",
     "Over",
@@ -37,6 +40,7 @@ __all__ = [
     "SupOnly",
     "Training",
     "U2PL",
+    "U2PLAEL",
 ]
 
 SETTINGS: dict[str, type[Training]] = {
@@ -45,6 +49,8 @@ SETTINGS: dict[str, type[Training]] = {
     "cutmix": CutMix,
     "u2pl": U2PL,
     "cps": CPS,
+    "ael": AEL,
+    "u2pl_ael": U2PLAEL,
 }
 
 

@@ -16,8 +16,9 @@ Over = Literal["batch", "share"]
 OverImages = Literal["batch", "share", "image"]
 # Images that a batch can carry: labelled ones with their masks, unlabelled ones, and a second draw of each.
 Draw = Literal["labelled", "unlabelled", "unlabelled_2", "labelled_2"]
-# Beside them: ids and raw colours of the unlabelled images, and a mask per draw of what is not padding.
-Stream = Literal[Draw, "ids", "valid", "raw"]
+# Beside them: ids and raw colours of the unlabelled images, a mask per draw of what is not padding, and unlabelled
+# images that the method chooses itself, a step before it sees them.
+Stream = Literal[Draw, "ids", "valid", "raw", "chosen"]
 
 
 class Training(Strict):
@@ -63,6 +64,10 @@ class Training(Strict):
     def streams(self) -> frozenset[Stream]:
         """What the method reads of a batch."""
         return frozenset({"labelled", "unlabelled"})
+
+    def scale_range(self, draw: Draw) -> tuple[float, float]:
+        """The least and the largest factor by which the weak augmentation resizes the images of a draw."""
+        return 0.5, 2.0
 
 
 class Streams(Training):
