@@ -112,9 +112,8 @@ class Equaliser(nn.Module):
             first = everyone // settings.group_size * settings.group_size
             of_share = (len(everyone) - first).clamp(max=settings.group_size)
             return Mixture(boxes, share(first + (everyone - first + 1) % of_share))
-        held = [
-            all_gather(part) for part in sampling.held_classes(labels, self.n_classes, settings.ael_bank_ratio).split(n)
-        ]
+        shown = sampling.held_classes(labels, self.n_classes, settings.ael_bank_ratio)
+        held = [all_gather(part) for part in shown.split(n)]
         draws = torch.rand(3, len(everyone), generator=generator, device=labels.device)
         partners = None
         if self.by_bank:
@@ -155,12 +154,12 @@ class Equaliser(nn.Module):
         """
         settings, confidence = self.settings, taught.confidence
         full = upsample(logits, (confidence.shape[1], confidence.shape[2]))
-        own = Guess(*reversed(full.detach().softmax(dim=1).max(dim=1)))
-        weights = (confidence if settings.ael_confidence == "teacher" else own.confidence) ** settings.ael_gamma
-        if not settings.ael_reweighting:
-            weights = torch.ones_like(weights)
+        weights = torch.ones_like(confidence)
+        if settings.ael_reweighting:
+            own = settings.ael_confidence == "student"
+            weights = (full.detach().softmax(dim=1).amax(dim=1) if own else confidence) ** settings.ael_gamma
         if settings.ael_sampling:
-            classes = own.labels if settings.ael_keep_by == "student" else taught.labels
+            classes = full.detach().argmax(dim=1) if settings.ael_keep_by == "student" else taught.labels
             rates = sampling.pixel_rates(self.bank.confidence, settings.ael_beta)
             weights = weights * sampling.kept_pixels(classes, rates, generator)
         if counted is not None:

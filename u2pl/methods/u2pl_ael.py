@@ -68,7 +68,7 @@ class U2PLAEL(Method):
         entropies = mix(entropy(upsample(of_unlabelled["logits"], size).softmax(dim=1)))
 
         contrasting = settings.contrastive_weight > 0 and progress.epoch >= settings.contrast_start_epoch
-        representation = mix(of_unlabelled["representation"])
+        representation = None
         if contrasting and settings.teacher_view == "released":
             representation = self.teacher.training_view(mixed)["representation"]
         elif settings.ael_teacher_mode == "eval":
@@ -100,25 +100,21 @@ class U2PLAEL(Method):
 
         # lambda_c L_c (U2PL, Eq. 4 and 9 to 16).
         if contrasting:
+            if representation is None:
+                representation = mix(of_unlabelled["representation"])
             probs = [at_least_float32(output["logits"]).softmax(dim=1) for output in (of_labelled, of_unlabelled)]
             dense = torch.cat([probs[0], mix(probs[1])]), torch.cat([of_labelled["representation"], representation])
-            own = torch.cat([labelled["representation"], unlabelled["representation"]])
-            contrastive = self.contrast(
-                own, View(labels, entropies, *dense), masks, gamma, percentile(alpha), generator
-            )
+            own = torch.cat([output["representation"] for output in (labelled, unlabelled)])
+            view = View(labels, entropies, *dense)
+            contrastive = self.contrast(own, view, masks, gamma, percentile(alpha), generator)
             weight = settings.contrastive_weight / settings.contrastive_world_size
             losses |= {"loss": losses["loss"] + weight * contrastive, "contrastive": contrastive.detach()}
         return losses
 
     def unsupervised(
-        self,
-        logits: Tensor,
-        taught: Guess,
-        labels: Tensor,
-        entropies: Tensor,
-        gamma: Tensor,
+        self, logits: Tensor, taught: Guess, labels: Tensor, entropies: Tensor, gamma: Tensor,
         generator: torch.Generator,
-    ) -> Tensor:
+    ) -> Tensor:  # fmt: skip
         """AEL's L_u, over all pixels or the reliable ones; or U2PL's lambda_u L_u."""
         settings, size = self.settings, (labels.shape[1], labels.shape[2])
         if settings.unsupervised_term == "equalised":
