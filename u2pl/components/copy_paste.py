@@ -1,4 +1,4 @@
-"""Adaptive Copy-Paste of labelled images and the boxes of adaptive CutMix (AEL, Sec. 3.2)."""
+"""Adaptive Copy-Paste of labelled images and the boxes of adaptive CutMix (AEL, Sec. 3)."""
 
 import numpy as np
 import torch

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 
 class AEL(Method):
-    """L_s + alpha L_u (Eq. 1 to 3 of AEL), alpha = `eta`; in the warm-up L_s alone, on which the bank learns as well.
+    """L_s + alpha L_u, alpha = `eta`; in the warm-up L_s alone, on which the bank learns as well.
 
     A bank of class confidences says what is pasted into labelled images (ACP), what is mixed into unlabelled ones
     (ACM), and which pixels of these count (AES) how much (DRW): see `Equaliser`.
