@@ -133,7 +133,13 @@ def oracle(method: Any, given: dict[str, Tensor], seed: int = 0) -> dict[str, An
     if released:
         found["consistency"] = s.eta * consistency(student_l, logits_l)
     losses = list(found.values())
-    return found | {"loss": sum(losses[1:], losses[0]), "confidence": confidence, "flags": flags, "boxes": boxes}
+    return found | {
+        "loss": sum(losses[1:], losses[0]),
+        "confidence": confidence,
+        "flags": flags,
+        "boxes": boxes,
+        "left": generator,
+    }
 
 
 @pytest.mark.parametrize(
@@ -149,6 +155,9 @@ def test_a_step_is_the_oracles(changes: dict[str, Any], seed: int) -> None:
     bank = method.equaliser.bank
     np.testing.assert_allclose(bank.confidence.numpy(), expected["confidence"], atol=1e-6)
     assert torch.equal(bank.flags, expected["flags"])
+    wanted = method.wanted.clone()
+    bank.choose(torch.rand(2, 2, generator=expected["left"]))
+    assert torch.equal(method.wanted, wanted), "chosen last, by the bank as the step has left it"
     assert 0 < expected["flags"].float().mean() < 1, "images differ in the classes that they hold"
 
 

@@ -2,7 +2,6 @@
 
 import numpy as np
 import torch
-from scipy import ndimage
 from torch import Tensor
 
 
@@ -25,6 +24,8 @@ def component_boxes(maps: Tensor, ratio: float, draws: Tensor, otherwise: Tensor
     maps: bool (B, H, W). Of its 8-connected components with more than `ratio` of its pixels, one is chosen by `draws`
     (B,), uniform in [0, 1). On the CPU, as torch cannot label components: waits for the device.
     """
+    from scipy import ndimage  # here, since methods and components need torch alone to be imported
+
     height, width = maps.shape[1:]
     corners = np.full((len(maps), 4), -1)
     for i, (found, draw) in enumerate(zip(maps.cpu().numpy(), draws.tolist(), strict=True)):
