@@ -53,6 +53,13 @@ def estimated(spec: RunSpec) -> Rate:
     return Rate(step * share / max(1, recipe.gpus), forwards * recipe.estimate.validation, None)
 
 
+def relative_step(spec: RunSpec) -> float:
+    """Estimated time of a step over that of a Mean Teacher step."""
+    estimate = spec.recipe.estimate
+    share = images_per_step(spec.recipe.batch, spec.settings.batch_size) / spec.recipe.batch
+    return estimated(spec).step * max(1, spec.recipe.gpus) / (estimate.semi_supervised_step * share)
+
+
 def seconds(suite: Suite, spec: RunSpec, rate: Rate) -> float:
     """Wall time of a training at a rate."""
     recipe = spec.recipe
