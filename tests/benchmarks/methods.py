@@ -47,7 +47,7 @@ def normalise(images: Tensor) -> Tensor:
 
 
 def measured(name: str, scale: str, dataset: str, crop: int, size: int, steps: int) -> tuple[float, int, int]:
-    """Seconds of a step (the shortest of `steps` and the profiled one), its peak bytes, and those that stay after it."""
+    """Seconds of a step (the shortest of `steps` and the profiled one), its peak bytes, and those that stay."""
     torch.set_num_threads(1 if scale == "demo" else 2)
     torch.manual_seed(0)
     spec = spec_of(name, scale, dataset)
