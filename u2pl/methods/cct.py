@@ -35,15 +35,16 @@ class CCT(Method):
     def __init__(self, settings: s.CCT, setup: Setup) -> None:
         super().__init__(settings, setup)
         self.student = setup.network()
-        self.auxiliary = nn.ModuleList([self.new_decoder() for _ in settings.perturbations])
+        self.auxiliary = nn.ModuleList(self.new_decoders(len(settings.perturbations)))
 
-    def new_decoder(self) -> nn.Module:
-        """One that the network's own resembles, drawn afresh: features to logits (B, n_classes, h, w)."""
+    def new_decoders(self, number: int) -> list[nn.Module]:
+        """Decoders like the last part of the network's own, drawn afresh: features to logits (B, n_classes, h, w)."""
         channels = channels_of(self.student, "decoded")
         if self.settings.cct_decoder == "classifier":
-            return nn.Conv2d(channels, self.n_classes, 1)
+            return [nn.Conv2d(channels, self.n_classes, 1) for _ in range(number)]
+        inputs = channels_of(self.student, "features")
         dropout = next((m.p for m in self.student.modules() if isinstance(m, nn.Dropout2d)), 0.0)
-        return head(channels_of(self.student, "features"), channels, self.n_classes, dropout)
+        return [head(inputs, channels, self.n_classes, dropout) for _ in range(number)]
 
     @property
     def evaluated(self) -> nn.Module:
