@@ -65,7 +65,7 @@ def test_noise_is_multiplicative_within_its_range_and_common_to_all_images() -> 
 
 def test_context_and_object_masks_add_up_to_the_features() -> None:
     z, generator = uniform(2, 3, 9, 9), torch.Generator().manual_seed(0)
-    views = perturb.Perturbations(z, uniform(2, 33, 33, seed=2) < 0.5, 33, generator)
+    views = perturb.Perturbations(z, uniform(2, 33, 33, seed=2) < 0.5, 33, 2.0, generator)
     context, objects = views.view("context"), views.view("object")
     assert torch.equal(context + objects, z) and not (context * objects).any()
     assert context.any() and objects.any()
@@ -177,15 +177,15 @@ def test_the_adversarial_step_has_the_direction_of_the_gradient_of_kl_at_a_small
     (expected,) = torch.autograd.grad(divergence(decoder, z.detach(), z.detach() + probe), probe)
     cosines = F.cosine_similarity(found.flatten(1), expected.flatten(1))
     torch.testing.assert_close(cosines, torch.ones_like(cosines), rtol=0, atol=1e-6)
-    torch.testing.assert_close(found.flatten(1).norm(dim=1), torch.full((3,), 2.0, dtype=torch.float64))
+    torch.testing.assert_close(found.flatten(1).norm(dim=1), torch.ones(3, dtype=torch.float64))
     assert all(parameter.grad is None for parameter in decoder.parameters()) and not found.requires_grad
 
 
 def test_the_adversarial_step_moves_the_prediction_further_than_a_random_one() -> None:
     decoder, z, draws = decoder_of("classifier"), uniform(3, 6, 5, 4), uniform(3, 6, 5, 4, seed=1)
     random = draws - 0.5
-    random *= perturb.RADIUS / random.flatten(1).norm(dim=1).view(-1, 1, 1, 1)
-    ours = divergence(decoder, z, z + perturb.adversarial_step(decoder, z, draws))
+    random *= 2 / random.flatten(1).norm(dim=1).view(-1, 1, 1, 1)
+    ours = divergence(decoder, z, z + 2 * perturb.adversarial_step(decoder, z, draws))
     assert ours > 1.5 * divergence(decoder, z, z + random)
 
 
@@ -193,12 +193,12 @@ def test_the_search_moves_no_statistics_and_its_result_is_a_constant_for_the_gra
     decoder, z, draws = decoder_of("head").train(), uniform(3, 6, 5, 4).requires_grad_(), uniform(3, 6, 5, 4, seed=1)
     step = perturb.adversarial_step(decoder_of("head"), z, draws)
     torch.manual_seed(1)
-    found = perturb.adversarial_logits(decoder, z, draws)
+    found = perturb.adversarial_logits(decoder, z, draws, 3.0)
     assert int(decoder[0][1].num_batches_tracked) == 1 and decoder.training
     torch.manual_seed(1)
     other = decoder_of("head").train()
     torch.manual_seed(1)
-    expected = other((z + step).clone())
+    expected = other(z + 3 * step)
     torch.testing.assert_close(found, expected)
     one, two = (torch.autograd.grad(values.square().sum(), z)[0] for values in (found, expected))
     torch.testing.assert_close(one, two)
@@ -208,14 +208,14 @@ def test_half_precision_features_still_meet_the_adversarial_step() -> None:
     decoder = nn.Conv2d(32, 4, 1)
     z, draws = uniform(2, 32, 40, 40).bfloat16() + 1, uniform(2, 32, 40, 40, seed=1).float()
     with torch.autocast("cpu", torch.bfloat16):
-        found = perturb.adversarial_logits(decoder, z, draws)
+        found = perturb.adversarial_logits(decoder, z, draws, 3.0)
     plain = decoder(z.float())
     step = perturb.adversarial_step(decoder, z.float(), draws)
     assert found.dtype == torch.float32 and not torch.equal(found, plain)
-    torch.testing.assert_close(found - plain, F.conv2d(step, decoder.weight), rtol=1e-2, atol=1e-5)
+    torch.testing.assert_close(found - plain, F.conv2d(3 * step, decoder.weight), rtol=1e-2, atol=1e-5)
 
 
 def test_an_unknown_perturbation_is_refused() -> None:
-    views = perturb.Perturbations(uniform(1, 2, 3, 3), torch.ones(1, 3, 3).bool(), 9, torch.Generator())
+    views = perturb.Perturbations(uniform(1, 2, 3, 3), torch.ones(1, 3, 3).bool(), 9, 2.0, torch.Generator())
     with pytest.raises(ValueError, match="shuffle"):
         views.view("shuffle")

@@ -17,7 +17,6 @@ from u2pl.ranks.collectives import share, world_size
 
 POINTS = 50  # of an object's outline, in pixels of the image; smaller objects stay whole
 OBJECTS = 64  # of an image with draws of their own; the next ones repeat them
-RADIUS = 2.0  # length of the adversarial step of an image
 
 
 def sigmoid_ramp(step: int, length: float) -> float:
@@ -89,12 +88,12 @@ def cut_boxes(objects: Tensor, draws: Tensor, height: int, width: int) -> Tensor
 
 
 def adversarial_step(decoder: Callable[[Tensor], Tensor], features: Tensor, draws: Tensor) -> Tensor:
-    """I-VAT's r (B, C, h, w): RADIUS long per image, where KL(p(z) || p(z + r)), p = softmax(decoder(z)), grows most.
+    """I-VAT's r (B, C, h, w) of length 1 per image, where KL(p(z) || p(z + r)), p = softmax(decoder(z)), grows most.
 
     One power iteration from d = draws - 1/2, scaled to length 1 per image: r ~ J' (diag p - p p') J d, with J the
     decoder's Jacobian at z. This is the direction of the KL's gradient at z + xi d as xi goes to 0; the authors'
     finite xi of 1e-6 is lost in rounding beside z in single precision. Features and draws are float32 or float64.
-    No parameter gets a gradient.
+    No parameter gets a gradient. Where p does not depend on z, r is 0.
     """
     point = features.detach().requires_grad_()
     with torch.no_grad():
@@ -105,18 +104,18 @@ def adversarial_step(decoder: Callable[[Tensor], Tensor], features: Tensor, draw
     probs = logits.detach().softmax(dim=1)
     curved = probs * (along - (probs * along).sum(dim=1, keepdim=True))
     (direction,) = torch.autograd.grad(logits, point, curved)
-    return RADIUS * _unit(direction)
+    return _unit(direction)
 
 
-def adversarial_logits(decoder: nn.Module, features: Tensor, draws: Tensor) -> Tensor:
-    """I-VAT: the decoder's logits for z + r, r of `adversarial_step`; draws like the features (B, C, h, w).
+def adversarial_logits(decoder: nn.Module, features: Tensor, draws: Tensor, radius: float) -> Tensor:
+    """I-VAT: the decoder's logits for z + radius * r, r of `adversarial_step`; draws like the features (B, C, h, w).
 
     The step is sought in eval mode: it moves no batch-norm statistics, drops nothing and exchanges nothing between
     ranks. In half precision r would vanish beside z, so that the decoder computes in single.
     """
     with torch.autocast(features.device.type, enabled=False):
         features, training = at_least_float32(features), decoder.training
-        step = adversarial_step(decoder.eval(), features, draws)
+        step = radius * adversarial_step(decoder.eval(), features, draws)
         logits: Tensor = decoder.train(training)(features + step)
     return logits
 
@@ -131,11 +130,14 @@ class Perturbations:
     """All perturbations of a rank's unlabelled images, with draws of the global batch.
 
     features: z (B, C, h, w); foreground: bool (B, H, W), what the main prediction takes for objects, at any size;
-    height: of the images; generator: equal on all ranks, on the device of the features.
+    height: of the images; radius: of the adversarial step; generator: equal on all ranks, on the features' device.
     """
 
-    def __init__(self, features: Tensor, foreground: Tensor, height: int, generator: torch.Generator) -> None:
-        self.features, self.foreground, self.height, self.generator = features, foreground, height, generator
+    def __init__(
+        self, features: Tensor, foreground: Tensor, height: int, radius: float, generator: torch.Generator
+    ) -> None:
+        self.features, self.foreground, self.generator = features, foreground, generator
+        self.height, self.radius = height, radius
         self.images, self.channels, *size = features.shape
         self.size = (size[0], size[1])
 
@@ -143,7 +145,8 @@ class Perturbations:
         """The decoder's output for a new perturbation of a kind. Raises ValueError for an unknown kind."""
         logits: Tensor
         if kind == "vat":
-            logits = adversarial_logits(decoder, self.features, self.per_image(self.channels, *self.size))
+            draws = self.per_image(self.channels, *self.size)
+            logits = adversarial_logits(decoder, self.features, draws, self.radius)
         else:
             logits = decoder(self.view(kind))
         return logits

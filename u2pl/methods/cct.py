@@ -65,7 +65,7 @@ class CCT(Method):
 
         # Each auxiliary decoder sees a perturbation of its own.
         features = unlabelled["decoded" if settings.cct_decoder == "classifier" else "features"]
-        perturbations = Perturbations(features, foreground, size[0], progress.generator)
+        perturbations = Perturbations(features, foreground, size[0], settings.cct_vat_radius, progress.generator)
         errors = []
         for kind, decoder in zip(settings.perturbations, self.auxiliary, strict=True):
             probs = self.probabilities(perturbations.logits(kind, decoder), size)

@@ -26,6 +26,8 @@ class CCT(Streams):
     cct_object: Count = 2  # Obj-Msk: the foreground
     cct_feature_drop: Count = 2  # F-Drop: where activations are largest
     cct_noise: Count = 2  # F-Noise: multiplicative
+    # length per image of the step of I-VAT; what rounding leaves of the authors' search makes it 0.01 or less
+    cct_vat_radius: Annotated[float, Field(ge=0)] = 2.0
     cct_weight: Annotated[float, Field(ge=0)] = 30.0
     cct_rampup: Probability = 0.1  # share of the steps in which the weight rises
     # without a background all is foreground: G-Cut cuts into the whole image, and the two masks have no decoders
