@@ -2,6 +2,7 @@
 
 import copy
 import math
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -152,9 +153,12 @@ def test_some_decoder_is_needed() -> None:
     assert CCT(**only(context=1)).perturbations == ["context"]
 
 
-def test_heads_have_the_structure_of_the_networks_own() -> None:
+def test_heads_have_the_structure_and_the_rate_of_the_networks_own() -> None:
     network = NetworkSettings.model_validate({"encoder": "resnet18", "width": 8, "channels": 16, "dropout": 0.3})
     method = build_method("cct", CCT(cct_decoder="head"), Setup(lambda: build_network(network, C), C, IGNORE))
+    recipe: Any = SimpleNamespace(lr=0.1, momentum=0.9, weight_decay=0.0, fused_sgd=False)
+    _, fast = method.optimisers(recipe)[0].param_groups
+    assert {id(p) for p in method.auxiliary.parameters()} <= {id(p) for p in fast["params"]} and fast["lr"] == 1.0
     own = method.student.segment.state_dict()
     first, other = method.auxiliary[0], method.auxiliary[1]
     assert {key: value.shape for key, value in first.state_dict().items()} == {k: v.shape for k, v in own.items()}
