@@ -61,6 +61,10 @@ CASES: dict[str, tuple[str, dict[str, Any]]] = {
     "cps_second": ("cps", {"cps_partner": "second_batch", "cps_labelled": True}),
     "cps_half_box": ("cps", {"cps_masks": "half_box", "cps_label_mode": "eval"}),
     "cps_none": ("cps", {"cps_mixing": "none", "cps_labelled": True, "cps_weight": 1.5}),
+    "cct": ("cct", {}),
+    "cct_heads": ("cct", {"cct_decoder": "head", "streams_forward": "separate"}),
+    "cct_crops": ("cct", {"cct_resolution": "crop", "cct_rampup": 1.0}),
+    "cct_none": ("cct", {"cct_background": "none"}),
     "released_mask": ("u2pl", RELEASED | {"cutmix_probability": 1, "negative_label_mask": "released"}),
     "released_shares": (
         "u2pl",

@@ -200,7 +200,7 @@ def test_equal_seeds_repeat_and_others_do_not(run: Callable[..., Path], make_spe
         assert_equal_weights(first, run(make_spec(seed=1), "third"))
 
 
-@pytest.mark.parametrize("method", ["suponly", "u2pl", "cps"])
+@pytest.mark.parametrize("method", ["suponly", "u2pl", "cps", "cct"])
 def test_a_continued_run_ends_with_the_same_weights(
     method: str, run: Callable[..., Path], make_spec: Spec, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:

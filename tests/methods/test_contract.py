@@ -23,6 +23,9 @@ CASES = {name: (name, {}) for name in METHODS} | {
     "cps separate": ("cps", {"streams_forward": "separate"}),
     "cps without mixing": ("cps", {"cps_mixing": "none"}),
     "cps mean": ("cps", {"evaluated": "mean", "cps_masks": "half_box", "cps_label_mode": "eval"}),
+    "cct heads": ("cct", {"cct_decoder": "head", "streams_forward": "separate"}),
+    "cct crops": ("cct", {"cct_resolution": "crop", "cct_rampup": 1.0, "cct_object": 0}),
+    "cct without background": ("cct", {"cct_background": "none"}),
 }
 every = pytest.mark.parametrize("case", CASES)
 

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 from u2pl.components.progress import Progress
 from u2pl.errors import UserError
+from u2pl.methods.cct import CCT
 from u2pl.methods.cps import CPS
 from u2pl.methods.cutmix import CutMix
 from u2pl.methods.mean_teacher import MeanTeacher
@@ -24,6 +25,7 @@ METHODS: dict[str, type[Any]] = {
     "cutmix": CutMix,
     "u2pl": U2PL,
     "cps": CPS,
+    "cct": CCT,
 }
 
 

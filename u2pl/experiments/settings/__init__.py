@@ -4,6 +4,7 @@ Defaults are the paper's, and where it is silent the released code's; `params/fi
 change per data set and method. docs/fidelity.md has one row per setting.
 """
 
+from u2pl.experiments.settings.cct import CCT
 from u2pl.experiments.settings.common import (
     Averaging,
     Contrast,
@@ -23,6 +24,7 @@ __all__ = [
     "SETTINGS",
     "unreliable_share",
     "Averaging",
+    "CCT",
     "CPS",
     "Contrast",
     "CutMix",
@@ -45,6 +47,7 @@ SETTINGS: dict[str, type[Training]] = {
     "cutmix": CutMix,
     "u2pl": U2PL,
     "cps": CPS,
+    "cct": CCT,
 }
 
 
