@@ -8,6 +8,7 @@ from u2pl.components.progress import Progress
 from u2pl.errors import UserError
 from u2pl.methods.cps import CPS
 from u2pl.methods.cutmix import CutMix
+from u2pl.methods.gct import GCT
 from u2pl.methods.mean_teacher import MeanTeacher
 from u2pl.methods.method import Losses, Method, Setup
 from u2pl.methods.suponly import SupOnly
@@ -24,6 +25,7 @@ METHODS: dict[str, type[Any]] = {
     "cutmix": CutMix,
     "u2pl": U2PL,
     "cps": CPS,
+    "gct": GCT,
 }
 
 

@@ -17,6 +17,7 @@ from u2pl.experiments.settings.common import (
     Training,
 )
 from u2pl.experiments.settings.cps import CPS
+from u2pl.experiments.settings.gct import GCT
 from u2pl.experiments.settings.paper import U2PL, CutMix, MeanTeacher, SupOnly
 
 __all__ = [
@@ -27,6 +28,7 @@ __all__ = [
     "Contrast",
     "CutMix",
     "Draw",
+    "GCT",
     "MeanTeacher",
     "Mixing",
     "Over",
@@ -45,6 +47,7 @@ SETTINGS: dict[str, type[Training]] = {
     "cutmix": CutMix,
     "u2pl": U2PL,
     "cps": CPS,
+    "gct": GCT,
 }
 
 
