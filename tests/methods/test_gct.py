@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from tests.small import C, IGNORE, SIDE, Network, batch, build, progress
+from tests.small import IGNORE, SIDE, C, Network, batch, build, progress
 from u2pl.components.flaws import blur, odd
 from u2pl.methods import Progress
 

@@ -5,6 +5,7 @@ sizes follow the crop's height H; sizes, sigma and thresholds are those of the a
 """
 
 import functools
+from collections.abc import Iterable
 from typing import Literal
 
 import torch
@@ -27,7 +28,7 @@ def odd(size: int) -> int:
 def gaussian(size: int, dtype: torch.dtype, device: torch.device) -> Tensor:
     """The Gaussian of an odd number of taps, (size,), of sigma 0.3 ((size - 1) / 2 - 1) + 0.8; it sums to 1.
 
-    What lies beyond the taps, up to 4 sigma, is folded back at the ends, as where the authors blur an impulse with scipy.
+    What lies beyond the taps, up to 4 sigma, is folded back at the ends: the authors blur an impulse with scipy.
     """
     sigma = 0.3 * ((size - 1) / 2 - 1) + 0.8
     reach = int(4 * sigma + 0.5)
@@ -100,6 +101,6 @@ def flaw_target(probs: Tensor, masks: Tensor, ignore: int, mu: float, nu: int) -
     return min_max(errors)
 
 
-def mean_over_ranks(values: Tensor) -> Tensor:
-    """The mean of a rank's mean losses, a scalar: all ranks have as many pixels."""
-    return all_reduce_sum(values.mean()) / world_size()
+def means(losses: Iterable[Tensor]) -> Tensor:
+    """The sum of the means of several losses of any shape, over the pixels of all ranks, which hold equally many."""
+    return all_reduce_sum(torch.stack([values.mean() for values in losses]).sum()) / world_size()

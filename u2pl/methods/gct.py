@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from u2pl.components.ensemble import MeanOfNetworks
-from u2pl.components.flaws import consistency_targets, flaw_target, handled, mean_over_ranks
+from u2pl.components.flaws import consistency_targets, flaw_target, handled, means
 from u2pl.components.outputs import summed, two_streams
 from u2pl.components.progress import Progress
 from u2pl.components.rampup import sigmoid_rampup
@@ -76,14 +76,13 @@ class GCT(Method):
 
         # 1. The networks learn from labels, from each other, and where both are bad from the frozen detector.
         first, second = (labelled_loss(own, masks, self.ignore, settings) for own, _ in trained)
-        consistency = sum(mean_over_ranks(F.mse_loss(p, t)) for p, t in zip(probs, targets, strict=True))
-        remaining = [torch.where(both_bad, self.detector.frozen(images, p).square(), 0.0) for p in probs]
-        correction = sum(mean_over_ranks(values) for values in remaining)
+        consistency = means(F.mse_loss(p, t) for p, t in zip(probs, targets, strict=True))
+        correction = means(torch.where(both_bad, self.detector.frozen(images, p).square(), 0.0) for p in probs)
 
         # 2. The detector learns the errors on labelled images.
         errors = [flaw_target(p[:n], masks, self.ignore, settings.gct_mu, settings.gct_nu) for p in before]
         detected = [cleared(f[:n]) if settings.gct_negative_flaws == "cleared" else f[:n] for f in flaws]
-        detector = sum(mean_over_ranks(F.mse_loss(f, e)) for f, e in zip(detected, errors, strict=True)) / 2
+        detector = means(F.mse_loss(f, e) for f, e in zip(detected, errors, strict=True)) / 2
 
         return summed(
             supervised=first + second,
@@ -105,5 +104,5 @@ def probabilities(output: tuple[dict[str, Tensor], dict[str, Tensor]], masks: Te
 
 
 def cleared(flaws: Tensor) -> Tensor:
-    """Negative flaws are 0, yet learn as if they were not changed: the released code clears them in place, in `data`."""
+    """Negative flaws as 0, with the gradient of what was not changed: the released code clears them in `data`."""
     return flaws + (flaws.clamp(min=0) - flaws).detach()
