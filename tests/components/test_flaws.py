@@ -88,6 +88,15 @@ def test_a_map_that_is_nowhere_above_a_tenth_is_zero_or_shifted_as_released() ->
         assert (expected < 0) == (low_maps == "shifted")
 
 
+def test_the_threshold_is_on_the_blurred_maximum() -> None:
+    values = draw(2, 1, 48, 48)
+    peaks = [blurred(values[image, 0].numpy(), 3).max() for image in (0, 1)]
+    values = torch.stack([values[0] * 0.0999 / peaks[0], values[1] * 0.1001 / peaks[1]])
+    assert values.amax() > 0.11
+    found = handled(values)
+    assert (found[0] == 0).all() and found[1].amax() > 0.99
+
+
 def test_targets_come_from_the_network_with_the_smaller_flaw() -> None:
     probs = draw(2, 2, 3, 4, 4)
     maps = draw(2, 2, 1, 4, 4, seed=1)
