@@ -207,3 +207,16 @@ def test_the_mean_of_both_networks_is_of_probabilities() -> None:
     both = [network(images)["logits"].softmax(1) for network in (method.first, method.second)]
     torch.testing.assert_close(found, (both[0] + both[1]) / 2)
     assert build("gct").evaluated.state_dict().keys() == method.first.state_dict().keys()
+
+
+def test_half_precision_reaches_every_parameter_with_losses_close_to_float32() -> None:
+    """The passes without gradients come first under the same autocast, which remembers rounded weights."""
+    method, given = build("gct"), batch()
+    expected = copy.deepcopy(method)(given, progress())
+    with torch.autocast("cpu", torch.bfloat16):
+        found = method(given, progress())
+    found["loss"].backward()
+    for name in ("supervised", "detector"):
+        torch.testing.assert_close(found[name], expected[name], rtol=0.05, atol=0)
+    for name, parameter in method.named_parameters():
+        assert "representation" in name or parameter.grad.abs().sum() > 0, name
