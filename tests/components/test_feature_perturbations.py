@@ -1,6 +1,5 @@
 """The perturbations of CCT against loops in NumPy, and the adversarial step against finite differences."""
 
-import math
 from collections import deque
 
 import numpy as np
@@ -17,21 +16,6 @@ torch.set_num_threads(1)
 
 def uniform(*shape: int, seed: int = 0) -> Tensor:
     return torch.rand(shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
-
-
-@pytest.mark.parametrize(
-    ("step", "length", "value"),
-    [
-        (0, 10, math.exp(-5)),
-        (5, 10, math.exp(-1.25)),
-        (10, 10, 1.0),
-        (99, 10, 1.0),
-        (0, 0, 1.0),
-        (1, 2.5, math.exp(-1.8)),
-    ],
-)
-def test_the_ramp_is_the_closed_form(step: int, length: float, value: float) -> None:
-    assert perturb.sigmoid_ramp(step, length) == pytest.approx(value)
 
 
 def test_dropped_channels_are_zero_and_the_others_double() -> None:

@@ -186,6 +186,8 @@ def test_the_paper_time_limits_follow_the_steps():
     bank = (50000 + 20 * 30000) * 256 * 4 / 1e6
     assert state_mb(runs["pascal_classic-92-u2pl-seed0"]) == pytest.approx(4 * 258 + bank)
     assert state_mb(runs["pascal_blender-662-u2pl-released-seed0"]) == 4 * 258
+    gct = u2pl.model_copy(update={"method": "gct", "settings": SETTINGS["gct"]()})
+    assert state_mb(gct) == 5 * 258 + 100  # two networks and their momentum, the best, the detector with Adam's moments
 
 
 def test_windows_are_eight_times_as_long_as_centre_crops():

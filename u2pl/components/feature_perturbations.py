@@ -19,11 +19,6 @@ POINTS = 50  # of an object's outline, in pixels of the image; smaller objects s
 OBJECTS = 64  # of an image with draws of their own; the next ones repeat them
 
 
-def sigmoid_ramp(step: int, length: float) -> float:
-    """exp(-5 (1 - step / length)^2), 1 from `length` steps on."""
-    return float(np.exp(-5 * (1 - step / length) ** 2)) if step < length else 1.0
-
-
 def drop_channels(features: Tensor, draws: Tensor) -> Tensor:
     """Dropout2d of half of the channels, the others doubled; features (B, C, h, w), draws (B, C)."""
     return features * (2 * (draws < 0.5)).to(features.dtype)[:, :, None, None]

@@ -9,6 +9,7 @@ from u2pl.errors import UserError
 from u2pl.methods.cct import CCT
 from u2pl.methods.cps import CPS
 from u2pl.methods.cutmix import CutMix
+from u2pl.methods.gct import GCT
 from u2pl.methods.mean_teacher import MeanTeacher
 from u2pl.methods.method import Losses, Method, Setup
 from u2pl.methods.suponly import SupOnly
@@ -26,6 +27,7 @@ METHODS: dict[str, type[Any]] = {
     "u2pl": U2PL,
     "cps": CPS,
     "cct": CCT,
+    "gct": GCT,
 }
 
 

@@ -7,10 +7,11 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor, nn
 
-from u2pl.components.feature_perturbations import Perturbations, sigmoid_ramp
+from u2pl.components.feature_perturbations import Perturbations
 from u2pl.components.outputs import channels_of, summed, two_streams
 from u2pl.components.precision import at_least_float32
 from u2pl.components.progress import Progress
+from u2pl.components.rampup import sigmoid_rampup
 from u2pl.components.resize import upsample
 from u2pl.components.supervised import labelled_loss
 from u2pl.methods.method import Batch, Losses, Method, Setup
@@ -72,7 +73,7 @@ class CCT(Method):
             errors.append((probs - prediction).square().mean())
         consistency = all_reduce_sum(torch.stack(errors).mean()) / world_size()  # every rank has as many images
 
-        weight = settings.cct_weight * sigmoid_ramp(progress.step, settings.cct_rampup * progress.steps)
+        weight = settings.cct_weight * sigmoid_rampup(progress.step, settings.cct_rampup * progress.steps)
         losses = summed(supervised=supervised, unsupervised=weight * consistency)
         return losses | {"consistency": consistency.detach()}
 

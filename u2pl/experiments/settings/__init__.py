@@ -18,6 +18,7 @@ from u2pl.experiments.settings.common import (
     Training,
 )
 from u2pl.experiments.settings.cps import CPS
+from u2pl.experiments.settings.gct import GCT
 from u2pl.experiments.settings.paper import U2PL, CutMix, MeanTeacher, SupOnly
 
 __all__ = [
@@ -29,6 +30,7 @@ __all__ = [
     "Contrast",
     "CutMix",
     "Draw",
+    "GCT",
     "MeanTeacher",
     "Mixing",
     "Over",
@@ -48,6 +50,7 @@ SETTINGS: dict[str, type[Training]] = {
     "u2pl": U2PL,
     "cps": CPS,
     "cct": CCT,
+    "gct": GCT,
 }
 
 
