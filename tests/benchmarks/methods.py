@@ -28,8 +28,10 @@ REFERENCE = "mean_teacher"
 
 
 def spec_of(method: str, scale: str, dataset: str) -> RunSpec:
-    """The first run of a method at a scale on a data set."""
-    return next(run for run in load_suite(scale).runs.values() if (run.method, run.dataset_name) == (method, dataset))
+    """A run of a method at a scale on a data set, with the settings of its first run where no table has it there."""
+    runs = sorted(load_suite(scale).runs.values(), key=lambda run: run.dataset_name != dataset)
+    own = next(run for run in runs if run.method == method)
+    return runs[0].model_copy(update={"method": method, "settings": own.settings})
 
 
 def batch_of(size: int, crop: int, classes: int, unlabelled: int) -> dict[str, Tensor]:
