@@ -89,7 +89,7 @@ def make_spec() -> Callable[..., RunSpec]:
             "evaluation": {"mode": mode, "crop": 33, "batch": 3},
         }
         small = {"anchors_per_class": 8, "negatives_per_anchor": 8, "r_low": 1, "r_high": 3, "bank_size": 200}
-        small |= {"bank_size_background": 300, "warmup_epochs": 1}
+        small |= {"bank_size_background": 300, "warmup_epochs": 1, "gct_detector_width": 4}
         values = {"lr": 0.02, "weight_decay": 1e-4, "epochs": 3, "batch": 2, "crop": 33} | recipe
         return RunSpec(
             scale="test",

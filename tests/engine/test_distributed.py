@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch.distributed.elastic.multiprocessing import SignalException
 
-from tests.small import Network, averages, settings_for
+from tests.small import SMALL, Network, averages, settings_for, wake
 from u2pl.components import contrast, supervised
 from u2pl.components.mixing import cutmix
 from u2pl.components.ohem import ohem_loss
@@ -62,6 +62,13 @@ CASES: dict[str, tuple[str, dict[str, Any]]] = {
     "cps_second": ("cps", {"cps_partner": "second_batch", "cps_labelled": True}),
     "cps_half_box": ("cps", {"cps_masks": "half_box", "cps_label_mode": "eval"}),
     "cps_none": ("cps", {"cps_mixing": "none", "cps_labelled": True, "cps_weight": 1.5}),
+    "cct": ("cct", {}),
+    "cct_heads": ("cct", {"cct_decoder": "head", "streams_forward": "separate"}),
+    "cct_crops": ("cct", {"cct_resolution": "crop", "cct_rampup": 1.0}),
+    "cct_none": ("cct", {"cct_background": "none"}),
+    "gct": ("gct", {"gct_rampup": 0.0}),
+    "gct_shared": ("gct", {"gct_prepass": "shared", "gct_rampup": 0.0, "gct_threshold": 0.1}),
+    "gct_separate": ("gct", {"streams_forward": "separate", "gct_low_maps": "shifted", "gct_rampup": 0.0}),
     "released_mask": ("u2pl", RELEASED | {"cutmix_probability": 1, "negative_label_mask": "released"}),
     "released_shares": (
         "u2pl",
@@ -146,14 +153,15 @@ def batch() -> dict[str, Tensor]:
 def two_steps(name: str) -> dict[str, Any]:
     """Losses and gradients of two steps, and what is left of them in statistics, bank and generators."""
     kind, changes = CASES[name]
-    small = {"r_low": 1, "r_high": 4, "bank_size": 40, "bank_size_background": 60, "alpha_0": 0.4}
-    settings = settings_for(kind, **({"anchors_per_class": 20, "negatives_per_anchor": 7} | small | changes))
+    small = {"alpha_0": 0.4, "anchors_per_class": 20}
+    settings = settings_for(kind, **(SMALL | small | changes))
     torch.manual_seed(0)
     auxiliary = settings.cityscapes_loss != "cross_entropy"
     setup = Setup(lambda: Network(auxiliary, dropout=True), C, IGNORE, 12, BATCH)
     method = build_method(kind, settings, setup).double()
     for parameter in averages(method):
         parameter.data += 0.1 * torch.randn_like(parameter)
+    wake(method)
     span_ranks(method, BATCH // world_size(), CPU)
     forward = data_parallel(method)
     trained = {key: p for key, p in method.named_parameters() if p.requires_grad}
@@ -206,6 +214,8 @@ def test_losses_gradients_and_bank_are_those_of_one_process(
                 torch.testing.assert_close(
                     found[key], value, rtol=1e-9, atol=1e-9, msg=lambda m, key=key: f"{key}: {m}"
                 )
+    if name.startswith("gct"):
+        assert alone[name]["1 consistency"] > 0 and alone[name]["1 correction"] > 0
     if name in ("u2pl", "u2pl_ohem", "released", "released_shares", "shares_of_three", "per_image"):
         assert alone[name]["contrast.bank.count"].sum() > 0 and alone[name]["1 contrastive"] > 0
     if name == "u2pl":

@@ -105,7 +105,14 @@ def save_every_other_step() -> None:
 
 @pytest.mark.parametrize(
     ("method", "world", "steps"),
-    [("suponly", 1, (4, 8)), ("u2pl", 1, (1, 2, 3, 4, 6, 8)), ("u2pl", 2, (1, 4, 8)), ("ael", 2, (2, 5, 6))],
+    [
+        ("suponly", 1, (4, 8)),
+        ("u2pl", 1, (1, 2, 3, 4, 6, 8)),
+        ("u2pl", 2, (1, 4, 8)),
+        ("gct", 1, (1, 4, 8)),  # two optimisers, one of them Adam
+        ("gct", 2, (4,)),
+        ("ael", 2, (2, 5, 6)),  # a step sees images that the one before has chosen
+    ],
 )
 def test_killed_at_several_steps(
     method: str, world: int, steps: tuple[int, ...], start: Start, whole: Any, make_spec: Spec, tmp_path: Path

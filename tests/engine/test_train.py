@@ -12,7 +12,7 @@ import torch
 from tests.small import settings_for
 from u2pl.engine.checkpoints import load
 from u2pl.engine.evaluate import evaluate, evaluate_run, evaluated_network, mean_iou, validation_ids
-from u2pl.engine.optimisers import assert_all_optimised, poly
+from u2pl.engine.optimisers import assert_all_optimised, poly, set_rates
 from u2pl.engine.train import Trainer, train
 from u2pl.errors import UserError
 from u2pl.experiments.settings import Stream
@@ -74,6 +74,21 @@ def test_optimiser_groups(method: str, trained: int, make_spec: Spec) -> None:
     ]  # fmt: skip
     assert all(group["momentum"] == 0.9 and group["weight_decay"] == 1e-4 for group in groups)
     assert_all_optimised(built, [optimiser])
+
+
+@pytest.mark.parametrize(("schedule", "rate"), [("poly", 5e-5), ("constant", 1e-4)])
+def test_the_flaw_detector_has_an_adam_of_its_own(schedule: str, rate: float, make_spec: Spec) -> None:
+    recipe = make_spec().recipe
+    setup = Setup(lambda: build_network(recipe.network, 3), 3, 255)
+    built: Any = build_method("gct", settings_for("gct", gct_detector_schedule=schedule, gct_detector_width=4), setup)
+    sgd, adam = built.optimisers(recipe)
+    assert isinstance(sgd, torch.optim.SGD) and isinstance(adam, torch.optim.Adam)
+    assert_all_optimised(built, [sgd, adam])
+    (group,) = adam.param_groups
+    assert {id(p) for p in group["params"]} == {id(p) for p in built.detector.parameters()}
+    assert (group["lr"], group["betas"], group["weight_decay"]) == (1e-4, (0.9, 0.99), 0)
+    set_rates([sgd, adam], 0.5)
+    assert group["lr"] == pytest.approx(rate) and sgd.param_groups[0]["lr"] == pytest.approx(0.5 * recipe.lr)
 
 
 def test_a_parameter_in_no_optimiser_stops_the_run(
@@ -200,7 +215,7 @@ def test_equal_seeds_repeat_and_others_do_not(run: Callable[..., Path], make_spe
         assert_equal_weights(first, run(make_spec(seed=1), "third"))
 
 
-@pytest.mark.parametrize("method", ["suponly", "u2pl", "cps", "ael", "u2pl_ael"])
+@pytest.mark.parametrize("method", ["suponly", "u2pl", "cps", "cct", "ael", "u2pl_ael"])
 def test_a_continued_run_ends_with_the_same_weights(
     method: str, run: Callable[..., Path], make_spec: Spec, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:

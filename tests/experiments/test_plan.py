@@ -51,6 +51,12 @@ def made(root: Path, *names: str):
     return plan(load_suite("demo", root), list(names), root / "data", root / "results")
 
 
+def test_the_plan_says_what_a_step_costs_relative_to_mean_teacher(root: Path) -> None:
+    found = made(root).methods
+    assert found["SupOnly"][0] == pytest.approx(0.5 / 1.5) and found["MT"] == (1, 1)
+    assert list(made(root, "a").methods) == ["SupOnly", "U2PL"]
+
+
 def finish(root: Path, run: str, **provenance) -> None:
     """A finished run: 10 steps at 4 images/s, of which 8 + 8 make a step, and 10 s more for its one validation."""
     took = {"device": "cpu (x86_64)", "world_size": 1, "steps": 10, "images_per_s": 4.0, "wall_time_s": 50.0}
@@ -180,6 +186,8 @@ def test_the_paper_time_limits_follow_the_steps():
     bank = (50000 + 20 * 30000) * 256 * 4 / 1e6
     assert state_mb(runs["pascal_classic-92-u2pl-seed0"]) == pytest.approx(4 * 258 + bank)
     assert state_mb(runs["pascal_blender-662-u2pl-released-seed0"]) == 4 * 258
+    gct = u2pl.model_copy(update={"method": "gct", "settings": SETTINGS["gct"]()})
+    assert state_mb(gct) == 5 * 258 + 100  # two networks and their momentum, the best, the detector with Adam's moments
 
 
 def test_windows_are_eight_times_as_long_as_centre_crops():

@@ -8,6 +8,7 @@ import yaml
 
 from u2pl.errors import UserError
 from u2pl.experiments import load_suite
+from u2pl.experiments.schema import Preset
 from u2pl.experiments.settings import SETTINGS
 
 ROOT = Path(__file__).parents[2]
@@ -91,3 +92,10 @@ def test_a_colour_on_the_screen_identifies_no_run(params):
     assert {name for name, run in changed.items() if run.params_sha256 != before[name]} == {
         name for name in before if name.startswith("pascal")
     }
+
+
+def test_a_preset_can_give_one_method_a_value_of_its_own():
+    """The authors of GCT forward both streams together; the preset's other methods do not."""
+    released = Preset.model_validate(yaml.safe_load((ROOT / "params/fidelity.yaml").read_text())["released"])
+    found = {name: released.of(SETTINGS[name], "pascal")["streams_forward"] for name in ("cps", "gct")}
+    assert found == {"cps": "separate", "gct": "joint"}

@@ -22,6 +22,9 @@ CASES = {name: (name, {}) for name in METHODS} | {
     "cps second batch": ("cps", {"cps_partner": "second_batch", "cps_labelled": True}),
     "cps separate": ("cps", {"streams_forward": "separate"}),
     "cps without mixing": ("cps", {"cps_mixing": "none"}),
+    "gct shared": ("gct", {"gct_prepass": "shared", "gct_rampup": 0.0, "evaluated": "mean"}),
+    "gct separate": ("gct", {"streams_forward": "separate", "gct_rampup_unit": "training", "gct_rampup": 0.5}),
+    "gct released": ("gct", {"gct_low_maps": "shifted", "gct_negative_flaws": "cleared", "gct_threshold": 0.1}),
     "ael released": (
         "ael",
         {
@@ -54,6 +57,9 @@ CASES = {name: (name, {}) for name in METHODS} | {
         },
     ),
     "cps mean": ("cps", {"evaluated": "mean", "cps_masks": "half_box", "cps_label_mode": "eval"}),
+    "cct heads": ("cct", {"cct_decoder": "head", "streams_forward": "separate"}),
+    "cct crops": ("cct", {"cct_resolution": "crop", "cct_rampup": 1.0, "cct_object": 0}),
+    "cct without background": ("cct", {"cct_background": "none"}),
 }
 every = pytest.mark.parametrize("case", CASES)
 

@@ -65,7 +65,8 @@ def make_suite(seeds: int = 2, synthetic: bool = True) -> Suite:
             checkpoint="best",
             method=row.method or "",
             overrides=row.overrides,
-            source=row.source,
+            source="measured" if row.method else "quoted",
+            copied_from=row.copied_from,
             paper=paper,
             runs=[run_id(row.method, column.fraction, seed) for seed in range(seeds) if row.method],
         )

@@ -14,6 +14,7 @@ from made import evaluation, history, record
 
 from u2pl.errors import UserError
 from u2pl.experiments import load_suite
+from u2pl.experiments.schema import Row
 from u2pl.experiments.suite import Suite
 from u2pl.files import sha256, write_json
 from u2pl.report.cells import write_cells
@@ -31,9 +32,16 @@ RELIABLE = "pascal_blender-6-u2pl-negatives=reliable-seed0"
 
 
 def few_tables() -> Suite:
+    """Three tables, with a quoted row and a reconstructed one."""
     suite = load_suite("demo", ROOT)
     cells = [cell for cell in suite.cells if cell.table in TABLES]
+    first = [cell for cell in cells if (cell.table, cell.row) == ("table2", "SupOnly")]
+    cells += [cell.model_copy(update={"row": "Elsewhere", "source": "quoted", "runs": []}) for cell in first]
+    rebuilt = {"source": "reconstructed"}
+    cells = [cell.model_copy(update=rebuilt if cell.row == "CPS" else {}) for cell in cells]
     tables = {name: suite.tables[name] for name in TABLES}
+    quoted = Row(title="Elsewhere", paper=tables["table2"].rows[0].paper)
+    tables["table2"] = tables["table2"].model_copy(update={"rows": [*tables["table2"].rows, quoted]})
     # As if on the paper's data, of which verdicts are shown.
     real = suite.params.model_copy(update={"synthetic": False})
     return suite.model_copy(update={"cells": cells, "tables": tables, "params": real})
@@ -64,7 +72,7 @@ def site(tmp_path_factory: pytest.TempPathFactory, suite: Suite) -> Path:
         write_json(folder / "run.json", record(run, history=sha256(folder / "history.csv"), **took))
     write_cells(suite, results, results / "cells.csv")
     cells = pd.read_csv(results / "cells.csv", keep_default_na=False)
-    measured = cells["source"] == "measured"
+    measured = cells["source"] != "quoted"
     cells["low"] = cells["high"] = cells["verdict"] = ""
     cells.loc[measured, "low"], cells.loc[measured, "high"] = "11.5", "88.5"
     verdicts = ["reproduced", "not reproduced", "inconclusive"]
@@ -277,7 +285,11 @@ def test_filters_hide_rows_and_empty_tables(page: Page, site: Path) -> None:
     page.js("document.getElementById('find').select()")
     page.type(" ")
     page.js(f"{choose}('quoted')")
-    assert titles(page, "table2") == ["CCT", "GCT", "AEL"]
+    assert titles(page, "table2")[-1] == "Elsewhere" and "SupOnly" not in titles(page, "table2")
+    page.js(f"{choose}('reconstructed')")
+    assert titles(page, "table2") == ["CPS§"]
+    page.js(f"{choose}('measured')")
+    assert "SupOnly" in titles(page, "table2") and not {"CPS§", "Elsewhere"} & set(titles(page, "table2"))
     page.js(f"{choose}('not reproduced')")
     cells = embedded(site)["cells"]
     wanted = {c["row"] for c in cells if c["table"] == "table4" and c["verdict"] == "not reproduced"}
@@ -335,3 +347,14 @@ def test_only_tables_scroll_sideways(page: Page, site: Path, width: int) -> None
     page.click(CELL)
     assert page.js("document.getElementById('details').scrollWidth") <= width
     assert page.js("document.getElementById('details-body').getBoundingClientRect().right") <= width
+
+
+def test_copied_and_reconstructed_numbers_are_marked_and_explained(page: Page, site: Path) -> None:
+    notes = page.js("document.querySelector('#table2 .notes').textContent")
+    assert "† Quoted" in notes and "‡ They copied CCT, GCT, AEL from Table 2 of the AEL paper" in notes
+    assert "§ Reconstructed" in notes and page.js("document.querySelector('#table4 .notes')") is None
+    (cell,) = (c for c in embedded(site)["cells"] if (c["row"], c["column"]) == ("CPS", "1/16 (3)"))
+    assert "Reconstructed" in cell["remark"] and "copied its number from the CPS paper" in cell["remark"]
+    page.js(f"document.querySelector('[data-cell=\"{cell['number']}\"]').click()")
+    assert cell["remark"] in page.js("document.getElementById('details-body').textContent")
+    assert "74.48‡" in page.js("document.querySelector('#table2 tbody').textContent")

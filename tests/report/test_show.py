@@ -458,7 +458,12 @@ def test_a_verdict_is_told_with_its_numbers(capsys: pytest.CaptureFixture[str]) 
 def test_a_quoted_cell_says_so(capsys: pytest.CaptureFixture[str]) -> None:
     assert call("show", "small", "PseudoSeg", SECOND_COLUMN, "--scale", "tiny") == 0
     text = words(capsys.readouterr().out)
-    assert "65.50 %: quoted by the paper" in text and "params/tables/small.yaml" in text and "snakemake" not in text
+    assert (
+        "65.50 %" in text
+        and "Quoted by the paper" in text
+        and "params/tables/small.yaml" in text
+        and "snakemake" not in text
+    )
     assert call("show", "small", "PseudoSeg", SECOND_COLUMN, "--scale", "tiny", "--json") == 0
     shown = json.loads(capsys.readouterr().out)
     assert shown["cell"]["source"] == "quoted" and shown["runs"] == [] and shown["cell"]["mean"] is None

@@ -15,7 +15,7 @@ from u2pl.experiments import load_suite
 from u2pl.experiments.schema import Table
 from u2pl.experiments.suite import Suite
 from u2pl.files import write_json
-from u2pl.report.cells import write_cells
+from u2pl.report.cells import read_cells, write_cells
 from u2pl.report.latex import SYMBOLS, escape
 from u2pl.report.tables import write_table
 
@@ -104,6 +104,41 @@ def test_verdicts_stand_beside_the_papers_number_with_their_rule(suite_on_real_d
     assert rows[2] == r"None & 60.05 & 0.07 & 79.01{$^{\neq}$} & \bfseries 80.50 & 2.12 & 79.30{$^{?}$} \\"
     frame = pd.read_csv(stem.with_suffix(".csv"), keep_default_na=False)
     assert frame["1/8 (8) verdict"].tolist() == ["reproduced", "", "not reproduced"]
+
+
+def test_copied_numbers_and_reconstructed_methods_are_marked_and_explained(
+    suite_on_real_data: Suite, results: Path
+) -> None:
+    changes = {"SupOnly": {"copied_from": "Table 2 of [3]"}, "None": {"source": "reconstructed"}}
+    cells = [cell.model_copy(update=changes.get(cell.row, {})) for cell in suite_on_real_data.cells]
+    stem = write(suite_on_real_data.model_copy(update={"cells": cells}), results)
+    text, tex = (stem.with_suffix(end).read_text(encoding="utf-8") for end in (".md", ".tex"))
+    assert "| SupOnly | 51.00 ± 1.41 (≠ 71.55‡) |" in text and "| None§ | **56.75 ± 2.30** (" in text
+    own = r"C\_P$|$S \{50 \%\} \textasciitilde{}\#1\textbackslash{}, None"
+    assert f"The paper's authors measured {own} themselves." in tex
+    assert "‡ They copied SupOnly from Table 2 of [3]" in text and "compares protocols as well as methods" in text
+    assert "§ Reconstructed: the method has no public code" in text
+    rows = body(tex)
+    assert rows[0].startswith(r"SupOnly & 51.00 & 1.41 & 71.55{$^{\neq\ddagger}$} &")
+    assert rows[2].startswith(r"None$^{\S}$ & \bfseries 56.75")
+    frame = pd.read_csv(stem.with_suffix(".csv"), keep_default_na=False)
+    assert frame["source"].tolist() == ["measured", "quoted", "reconstructed"]
+    copied, quoted, reconstructed = frame["remark"]
+    assert "copied its number from Table 2 of [3]" in copied and "protocols as well as methods" in copied
+    assert quoted.startswith("Quoted") and reconstructed.startswith("Reconstructed")
+    long = read_cells(results / "cells.csv").set_index("row")
+    assert (long.loc["SupOnly", "copied_from"] == "Table 2 of [3]").all()
+    assert set(long["remark"]) == {copied, quoted, reconstructed}
+    compile_latex(tex, results)
+
+
+def test_nothing_is_said_where_the_authors_measured_all(suite: Suite, results: Path) -> None:
+    cells = [cell for cell in suite.cells if cell.source == "measured"]
+    table = suite.tables["table2"]
+    rows = [row for row in table.rows if row.method]
+    tables = {"table2": table.model_copy(update={"rows": rows})}
+    text = write(suite.model_copy(update={"cells": cells, "tables": tables}), results).with_suffix(".md").read_text()
+    assert not any(word in text for word in ("authors", "copied", "Reconstructed", "Quoted", "†", "‡", "§"))
 
 
 def test_equal_means_are_both_best(suite: Suite, results: Path) -> None:

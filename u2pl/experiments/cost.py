@@ -53,6 +53,13 @@ def estimated(spec: RunSpec) -> Rate:
     return Rate(step * share / max(1, recipe.gpus), forwards * recipe.estimate.validation, None)
 
 
+def relative_step(spec: RunSpec) -> float:
+    """Estimated time of a step over that of a Mean Teacher step."""
+    estimate = spec.recipe.estimate
+    share = images_per_step(spec.recipe.batch, spec.settings.batch_size) / spec.recipe.batch
+    return estimated(spec).step * max(1, spec.recipe.gpus) / (estimate.semi_supervised_step * share)
+
+
 def seconds(suite: Suite, spec: RunSpec, rate: Rate) -> float:
     """Wall time of a training at a rate."""
     recipe = spec.recipe
@@ -77,9 +84,10 @@ def weights_mb(spec: RunSpec) -> float:
 
 
 def state_mb(spec: RunSpec) -> float:
-    """Size of the state that a run in progress resumes from: networks, momentum, best weights and memory bank."""
+    """Size of the state that a run in progress resumes from: networks, momentum, best weights, memory bank, extras."""
     settings = spec.settings
     size = spec.recipe.estimate.weights_mb * (2 * settings.trained + settings.averaged + settings.kept)
+    size += settings.extra_state_mb
     if isinstance(settings, Contrast) and settings.bank and settings.bank_in_checkpoint:
         vectors = settings.bank_size_background + settings.bank_size * (len(spec.dataset.classes) - 1)
         size += vectors * spec.recipe.network.representation * MB_PER_VECTOR

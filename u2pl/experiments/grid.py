@@ -223,10 +223,11 @@ def _grid(
                         table=path.stem,
                         row=row.title,
                         column=f"{column.fraction} ({labelled})",
-                        source=row.source,
+                        source="quoted" if row.method is None else methods[row.method].source,
                         overrides=overrides,
                         checkpoint=reported,
                         paper=paper,
+                        copied_from=row.copied_from,
                         runs=[spec.id for spec in specs],
                     )
                 )

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from u2pl.experiments.cost import Rate, estimated, measured, seconds, shape_of, state_mb, weights_mb
+from u2pl.experiments.cost import Rate, estimated, measured, relative_step, seconds, shape_of, state_mb, weights_mb
 from u2pl.experiments.read import pick
 from u2pl.experiments.records import recorded
 from u2pl.experiments.suite import Suite
@@ -41,6 +41,7 @@ class Plan:
     disk: dict[str, tuple[float, float]]
     state: float  # MB, of the largest run in progress
     devices: list[str]  # that the rates were measured on
+    methods: dict[str, tuple[float, float]]  # title -> time and peak memory of a step, relative to Mean Teacher's
 
 
 def plan(suite: Suite, names: list[str], data: Path, results: Path) -> Plan:
@@ -83,6 +84,10 @@ def plan(suite: Suite, names: list[str], data: Path, results: Path) -> Plan:
         disk=_disk(suite, everything, folders, Data(data)),
         state=max((state_mb(specs[run]) for run in everything - done), default=0.0),
         devices=sorted({rate.device for rate in known.values() if rate.device}),
+        methods={
+            suite.methods[spec.method].title: (relative_step(spec), spec.settings.step_memory)
+            for spec in (specs[run] for run in suite.runs if run in everything)
+        },
     )
 
 
@@ -127,6 +132,11 @@ def tables(plan: Plan) -> list["Table | str"]:
         source = ", ".join(f"{count} {kind}" for kind, count in kinds.items() if count) or "-"
         counts = (part.trainings, part.shared, part.done, part.to_do)
         runs.add_row(part.name, *map(str, counts), f"{part.hours:,.2f}", source)
+    steps = Table(title="A step, relative to MT", box=SIMPLE, pad_edge=False)
+    for number, name in enumerate(["method", "time, estimated", "memory"]):
+        steps.add_column(name, justify="right" if number else "left")
+    for title, (time, memory) in plan.methods.items():
+        steps.add_row(title, f"{time:.2f}", f"{memory:.2f}")
     disk = Table(title="Disk, GB", box=SIMPLE, pad_edge=False)
     for number, name in enumerate(["what", "there now", "to come"]):
         disk.add_column(name, justify="right" if number else "left")
@@ -137,4 +147,4 @@ def tables(plan: Plan) -> list["Table | str"]:
         notes += f" Measured on: {', '.join(plan.devices)}."
     if plan.state:
         notes += f" A run in progress keeps a state of up to {plan.state / 1000:,.2f} GB."
-    return [runs, disk, notes]
+    return [runs, steps, disk, notes]

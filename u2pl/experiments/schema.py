@@ -245,11 +245,12 @@ class Preset(Strict):
 
 class Method(Strict):
     title: Text
+    source: Literal["measured", "reconstructed"] = "measured"  # reconstructed: its authors published no code
     settings: dict[str, Any] = {}  # that differ from the preset's
 
 
 class Row(Strict):
-    """One table row: a method with overrides (measured), or numbers the paper copied (quoted)."""
+    """One table row: a method with overrides, or quoted numbers alone."""
 
     title: Text
     method: str | None = None
@@ -257,6 +258,7 @@ class Row(Strict):
     overrides: dict[str, Any] = {}
     seed_factor: Positive = 1  # so many times as many seeds as the scale has
     paper: list[Percent | None]
+    copied_from: Text | Literal[""] = ""  # where the paper took its numbers; empty: its authors measured them
 
     @model_validator(mode="after")
     def quoted_rows_train_nothing(self) -> "Row":
@@ -264,10 +266,6 @@ class Row(Strict):
             if self.method is None and key in self.model_fields_set:
                 raise Mistake(key, repr(getattr(self, key)), "a row with a `method`: this one is quoted")
         return self
-
-    @property
-    def source(self) -> Literal["measured", "quoted"]:
-        return "measured" if self.method else "quoted"
 
 
 class Column(Strict):

@@ -19,7 +19,7 @@ from u2pl.experiments.schema import (
     Table,
 )
 from u2pl.experiments.settings import SETTINGS, Training
-from u2pl.experiments.values import Fraction, Strict
+from u2pl.experiments.values import Fraction, Source, Strict
 from u2pl.folders import split_name
 
 # Left out of what identifies a run while they have the reference's values.
@@ -100,9 +100,10 @@ class Cell(Strict):
     method: str
     fidelity: str
     overrides: dict[str, Any]
-    source: Literal["measured", "quoted"]
+    source: Source
     checkpoint: Literal["best", "last"]  # which of a run's two evaluations is reported
     paper: float | None
+    copied_from: str = ""  # where the paper took that number; empty: its authors measured it
     runs: list[str]
 
 

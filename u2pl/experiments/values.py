@@ -1,7 +1,7 @@
 """The types that values of `params/` have, and the model that refuses everything else."""
 
 import re
-from typing import Annotated, TypeVar
+from typing import Annotated, Literal, TypeVar
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field
 
@@ -14,6 +14,11 @@ class Mistake(ValueError):
     def __init__(self, key: str, found: object, expected: str) -> None:
         super().__init__(f"{key}: {found}, expected {expected}")
         self.key, self.found, self.expected = key, found, expected
+
+
+# Where a cell's number comes from: a method that was trained, one that had to be built without its authors' code, or
+# the paper alone.
+Source = Literal["measured", "reconstructed", "quoted"]
 
 
 def each_once(values: list[Item]) -> list[Item]:

@@ -7,8 +7,10 @@ from typing import TYPE_CHECKING, Any
 from u2pl.components.progress import Progress
 from u2pl.errors import UserError
 from u2pl.methods.ael import AEL
+from u2pl.methods.cct import CCT
 from u2pl.methods.cps import CPS
 from u2pl.methods.cutmix import CutMix
+from u2pl.methods.gct import GCT
 from u2pl.methods.mean_teacher import MeanTeacher
 from u2pl.methods.method import Losses, Method, Setup
 from u2pl.methods.suponly import SupOnly
@@ -26,6 +28,8 @@ METHODS: dict[str, type[Any]] = {
     "cutmix": CutMix,
     "u2pl": U2PL,
     "cps": CPS,
+    "cct": CCT,
+    "gct": GCT,
     "ael": AEL,
     "u2pl_ael": U2PLAEL,
 }

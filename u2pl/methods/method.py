@@ -80,13 +80,17 @@ class Method(nn.Module, ABC):
         return network()
 
     def optimisers(self, recipe: Recipe) -> list[torch.optim.Optimizer]:
-        """SGD over every parameter that needs a gradient, encoders at the recipe's rate, the rest at its multiple.
+        """SGD over every parameter that needs a gradient.
 
         A group's "initial_lr" is what the schedule multiplies; groups without one keep their rate.
         """
+        return [self.sgd(recipe, self)]
+
+    def sgd(self, recipe: Recipe, *parts: nn.Module) -> torch.optim.SGD:
+        """SGD over the trained parameters of `parts`, encoders at the recipe's rate, the rest at its multiple."""
         networks = [module for module in self.modules() if isinstance(module, DeepLab)]
         encoders = {id(p) for network in networks for p in network.encoder_parameters()}
-        trained = [p for p in self.parameters() if p.requires_grad]
+        trained = [p for part in parts for p in part.parameters() if p.requires_grad]
         groups = []
         for of_encoders, rate in ((True, recipe.lr), (False, recipe.lr * self.settings.decoder_lr_multiplier)):
             params = [p for p in trained if (id(p) in encoders) == of_encoders]
@@ -94,4 +98,4 @@ class Method(nn.Module, ABC):
         # None is torch's choice: lists of tensors ("foreach") on GPUs, one by one on the CPU
         fused = recipe.fused_sgd or None
         momentum, decay = recipe.momentum, recipe.weight_decay
-        return [torch.optim.SGD(groups, lr=recipe.lr, momentum=momentum, weight_decay=decay, fused=fused)]
+        return torch.optim.SGD(groups, lr=recipe.lr, momentum=momentum, weight_decay=decay, fused=fused)

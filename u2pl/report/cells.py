@@ -11,6 +11,7 @@ import pandas as pd
 from u2pl.errors import UserError
 from u2pl.experiments.suite import Cell, Suite
 from u2pl.files import atomic_path
+from u2pl.report.origins import remark
 from u2pl.report.runs import read_run
 from u2pl.report.statistics import Sample, verdict
 
@@ -26,6 +27,8 @@ COLUMNS = [
     "overrides",
     "source",
     "paper",
+    "copied_from",
+    "remark",
     "n",
     "mean",
     "std",
@@ -98,6 +101,7 @@ def collect(suite: Suite, results: Path) -> pd.DataFrame:
                 "std": ours.std,
                 "low": low,
                 "high": high,
+                "remark": remark(cell.source, cell.copied_from),
                 **{f"{name}_mean": sample.mean for name, sample in samples.items()},
                 **{f"{name}_std": sample.std for name, sample in samples.items()},
                 **_against_paper(cell, ours, suite),
@@ -123,7 +127,7 @@ def _against_paper(cell: Cell, ours: Sample, suite: Suite) -> dict[str, Any]:
 def compare(suite: Suite, results: Path) -> pd.DataFrame:
     """Paired differences between the rows of each table, column by column: by seed, since splits and seeds are shared.
 
-    Each measured row is compared with the table's first measured row, and with the one above it where that is another:
+    Each trained row is compared with the table's first trained row, and with the one above it where that is another:
     what a method adds to the baseline, and what the last step added. `difference` is the row's mIoU minus that of the
     row `against`, in percent, with the sample standard deviation of the `n` differences, their t interval and the `p`
     of the paired t test (NaN where no spread is known). Cells that show the same trainings are left out.
@@ -133,7 +137,7 @@ def compare(suite: Suite, results: Path) -> pd.DataFrame:
     miou = read_all(suite, results)
     columns: dict[tuple[str, str, str], list[Cell]] = {}
     for cell in suite.cells:
-        if cell.source == "measured":
+        if cell.runs:
             columns.setdefault((cell.table, cell.protocol, cell.fraction), []).append(cell)
     rows = []
     for cells in columns.values():

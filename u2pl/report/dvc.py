@@ -13,10 +13,10 @@ from u2pl.report.history import read_history
 
 
 def write_metrics(cells: Path, target: Path) -> None:
-    """Write mean IoU in percent of the measured cells of `cells.csv` as JSON: table -> row -> column -> value."""
+    """Write mean IoU in percent of the trained cells of `cells.csv` as JSON: table -> row -> column -> value."""
     metrics: dict[str, dict[str, dict[str, float]]] = {}
     frame = read_cells(cells)
-    for cell in frame[frame.source == "measured"].itertuples():
+    for cell in frame[frame.source != "quoted"].itertuples():
         column = f"{cell.protocol} {cell.fraction}"
         metrics.setdefault(str(cell.table), {}).setdefault(str(cell.row), {})[column] = float(str(cell.mean))
     write_json(target, metrics)

@@ -39,6 +39,8 @@ SYMBOLS = {
     "→": r"$\rightarrow$",
     "∞": r"$\infty$",
     "†": r"$^\dagger$",
+    "‡": r"$^\ddagger$",
+    "§": r"$^{\S}$",
     "✓": r"$\surd$",
     "✗": r"$\times$",
 }

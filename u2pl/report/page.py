@@ -17,6 +17,7 @@ from u2pl.files import atomic_path
 from u2pl.folders import Results
 from u2pl.report.cells import read_cells
 from u2pl.report.history import read_history
+from u2pl.report.origins import COPIED, RECONSTRUCTED, notes
 from u2pl.report.runs import command, read_run
 from u2pl.report.tables import DECIMALS, NOTHING
 
@@ -56,6 +57,7 @@ def write_page(suite: Suite, results: Path, cells_csv: Path, target: Path) -> No
         verdicts={} if suite.params.synthetic else dict(sorted(Counter(filter(None, verdicts)).items())),
         n_runs=len(wanted),
         data=_embedded(data),
+        marks={"copied": COPIED, "reconstructed": RECONSTRUCTED},
         css=_static("page.css"),
         script=_static("page.js"),
     )
@@ -87,7 +89,9 @@ def _table(suite: Suite, results: Path, cells_csv: Path, cells: pd.DataFrame, na
         ]
         if any(len(part) != 1 for part in found):
             raise UserError(cells_csv, f"no cell or several for {name}, {row.title!r}", "one a column")
-        rows.append({"title": row.title, "cells": [_cell(suite, results, part.iloc[0]) for part in found]})
+        origin = {key: str(found[0].iloc[0][key]) for key in ("source", "copied_from")}
+        own_cells = [_cell(suite, results, part.iloc[0]) for part in found]
+        rows.append({"title": row.title, **origin, "cells": own_cells})
     best = [
         max((row["cells"][c]["mean"] for row in rows if row["cells"][c]["mean"] is not None), default=None)
         for c in range(len(table.columns))
@@ -97,12 +101,13 @@ def _table(suite: Suite, results: Path, cells_csv: Path, cells: pd.DataFrame, na
         for cell, top in zip(line["cells"], best, strict=True):
             cell |= {"title": title, "best": top is not None and cell["mean"] == top}
     headers = [f"{cell['protocol']} " * many + cell["column"] for cell in rows[0]["cells"]] if rows else []
-    return {"name": name, "title": title, "caption": table.caption, "headers": headers, "rows": rows}
+    said = " ".join(notes((row["title"], row["source"], row["copied_from"]) for row in rows))
+    return {"name": name, "title": title, "caption": table.caption, "notes": said, "headers": headers, "rows": rows}
 
 
 def _cell(suite: Suite, results: Path, cell: pd.Series) -> dict[str, Any]:
     runs = str(cell["run"]).split()
-    values: dict[str, Any] = {key: str(cell[key]) for key in ("table", "row", "column", "protocol", "source")}
+    values: dict[str, Any] = {key: str(cell[key]) for key in ("table", "row", "column", "protocol", "source", "remark")}
     values |= {key: _number(cell[key]) for key in ("paper", "mean", "std", "low", "high")}
     values["verdict"] = cell["verdict"] or None
     again = command(suite, results, runs) if runs else None

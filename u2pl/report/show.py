@@ -14,6 +14,7 @@ from u2pl.experiments.read import pick
 from u2pl.experiments.records import plain
 from u2pl.experiments.suite import Cell, Suite
 from u2pl.report.cells import NUMBERS, collect
+from u2pl.report.origins import remark
 from u2pl.report.runs import command, read_run
 from u2pl.report.tables import DECIMALS
 
@@ -97,7 +98,8 @@ def _heading(description: dict[str, Any]) -> Iterator[tuple[str, str]]:
     yield "cell", f"{cell['table']}, {cell['row']}, {cell['protocol']} {cell['column']}"
     paper = "no number" if cell["paper"] is None else f"{cell['paper']:.{DECIMALS}f} %"
     if cell["source"] == "quoted":
-        yield "value", f"{paper}: quoted by the paper from other work, not trained here"
+        yield "value", paper
+        yield "remark", remark(cell["source"], cell["copied_from"])
         yield "declared", cell["declared"]
         return
     spread = "" if cell["std"] is None else f" ± {cell['std']:.{DECIMALS}f}"
@@ -108,6 +110,8 @@ def _heading(description: dict[str, Any]) -> Iterator[tuple[str, str]]:
     yield "paper", paper
     if cell["verdict"]:
         yield "verdict", _verdict(cell)
+    if text := remark(cell["source"], cell["copied_from"]):
+        yield "remark", text
     yield ("run" if cell["n"] == 1 else "runs"), "\n".join(cell["runs"])
 
 

@@ -8,14 +8,15 @@ import pandas as pd
 
 from u2pl.errors import UserError
 from u2pl.experiments.schema import Column, Scale, Table
+from u2pl.experiments.values import Source
 from u2pl.files import atomic_path
 from u2pl.report.cells import read_cells
 from u2pl.report.latex import escape
+from u2pl.report.origins import COPIED, QUOTED, RECONSTRUCTED, notes, remark
 from u2pl.report.statistics import ALPHA
 
 DECIMALS = 2
 NOTHING = "–"
-QUOTED = "†"
 MARKS = {"reproduced": "=", "not reproduced": "≠", "inconclusive": "?"}
 
 
@@ -31,13 +32,18 @@ class Entry:
     paper: float
     difference: float
     verdict: str
-    quoted: bool
+    source: Source
+    copied_from: str
     best: bool = False
 
     @property
+    def quoted(self) -> bool:
+        return self.source == "quoted"
+
+    @property
     def mark(self) -> str:
-        """What stands beside the paper's number; nothing where the data are not the paper's."""
-        return QUOTED if self.quoted else MARKS.get(self.verdict, "")
+        """What stands beside the paper's number: the verdict, and whether its authors copied it."""
+        return QUOTED if self.quoted else MARKS.get(self.verdict, "") + COPIED * bool(self.copied_from)
 
 
 @dataclass(frozen=True)
@@ -47,6 +53,17 @@ class Grid:
     titles: list[str]
     headers: list[str]
     entries: list[list[Entry]]
+
+    @property
+    def marked_titles(self) -> list[str]:
+        """The titles, with a mark behind those of reconstructed methods."""
+        sources = [entries[0].source for entries in self.entries]
+        return [t + RECONSTRUCTED * (s == "reconstructed") for t, s in zip(self.titles, sources, strict=True)]
+
+    @property
+    def notes(self) -> list[str]:
+        origins = [(entries[0].source, entries[0].copied_from) for entries in self.entries]
+        return notes((title, *origin) for title, origin in zip(self.titles, origins, strict=True))
 
     @property
     def seeds(self) -> str:
@@ -90,7 +107,8 @@ def _entry(found: pd.DataFrame, title: str, column: Column, where: Path) -> Entr
         paper=float(cell["paper"]),
         difference=float(cell["difference"]),
         verdict=str(cell["verdict"]),
-        quoted=cell["source"] == "quoted",
+        source=cell["source"],
+        copied_from=str(cell["copied_from"]),
     )
 
 
@@ -103,7 +121,8 @@ def number_frame(grid: Grid) -> pd.DataFrame:
     keys = ("mean", "std", "n", "low", "high", "paper", "difference", "verdict")
     rows = []
     for title, entries in zip(grid.titles, grid.entries, strict=True):
-        row: dict[str, object] = {"row": title, "source": "quoted" if entries[0].quoted else "measured"}
+        source, copied_from = entries[0].source, entries[0].copied_from
+        row: dict[str, object] = {"row": title, "source": source, "remark": remark(source, copied_from)}
         for header, entry in zip(grid.headers, entries, strict=True):
             row |= {f"{header} {key}": getattr(entry, key) for key in keys}
         rows.append(row)
@@ -125,8 +144,7 @@ def caption(table: Table, grid: Grid, scale: Scale) -> str:
             f"{MARKS['not reproduced']} not reproduced, the {100 * (1 - ALPHA):g} % t interval of the difference lies "
             f"beyond {margin}; {MARKS['inconclusive']} neither, as with one seed."
         )
-    if any(entry.quoted for entry in entries):
-        parts.append(f"{QUOTED} Quoted by the paper from other work, not trained here.")
+    parts += grid.notes
     if scale.synthetic:
         parts.append("The data are synthetic: the numbers show that the suite runs and say nothing about the paper's.")
     return " ".join(parts)
@@ -136,16 +154,17 @@ def _number(value: float) -> str:
     return "" if math.isnan(value) else f"{value:.{DECIMALS}f}"
 
 
-def _column(values: list[float], marked: bool) -> str:
+def _column(values: list[float], marks: list[str]) -> str:
     """A siunitx column that is wide enough for the values and the marks behind them, of which = is a widest one."""
     whole = max((len(str(int(abs(value)))) for value in values if not math.isnan(value)), default=1)
-    space = f",table-space-text-post={_superscript('=')}" if marked else ""
+    widest = "=" * max(map(len, marks), default=0)
+    space = f",table-space-text-post={_superscript(widest)}" if widest else ""
     return f"S[table-format={whole}.{DECIMALS},detect-weight,mode=text{space}]"
 
 
 def _superscript(mark: str) -> str:
-    """A mark in braces, which siunitx leaves alone."""
-    return f"{{$^{{{escape(mark).strip('$^')}}}$}}" if mark else ""
+    """Marks in braces, which siunitx leaves alone."""
+    return f"{{$^{{{''.join(escape(character).strip('$^') for character in mark)}}}$}}" if mark else ""
 
 
 def latex(grid: Grid, text: str, label: str) -> str:
@@ -162,9 +181,9 @@ def latex(grid: Grid, text: str, label: str) -> str:
         for name, values in parts.items():
             if name != "SD" or spread:
                 columns.append((escape(header), name))
-                formats.append(_column(values, name == "paper" and any(e.mark for e in entries)))
+                formats.append(_column(values, [e.mark for e in entries] if name == "paper" else []))
     rows = []
-    for title, entries in zip(grid.titles, grid.entries, strict=True):
+    for title, entries in zip(grid.marked_titles, grid.entries, strict=True):
         row = [escape(title)]
         for entry in entries:
             ours = _number(entry.mean)
@@ -199,7 +218,8 @@ def cell_text(entry: Entry) -> str:
         return f"({paper}){entry.mark}" if paper else NOTHING
     spread = f" ± {_number(entry.std)}" if not math.isnan(entry.std) else ""
     ours = f"{_number(entry.mean)}{spread}"
-    beside = f"({entry.mark} {paper})" if entry.mark else f"({paper})"
+    verdict, copied = MARKS.get(entry.verdict, ""), COPIED * bool(entry.copied_from)
+    beside = f"({verdict} {paper}{copied})" if verdict else f"({paper}{copied})"
     return f"{f'**{ours}**' if entry.best else ours} {beside if paper else ''}".rstrip()
 
 
@@ -210,7 +230,7 @@ def markdown(grid: Grid, text: str) -> str:
         return "| " + " | ".join(cell.replace("|", r"\|") for cell in cells) + " |"
 
     lines = [line(["Method", *grid.headers]), line(["---", *["---:"] * len(grid.headers)])]
-    for title, entries in zip(grid.titles, grid.entries, strict=True):
+    for title, entries in zip(grid.marked_titles, grid.entries, strict=True):
         lines.append(line([title, *map(cell_text, entries)]))
     return "\n".join([text, "", *lines, ""])
 

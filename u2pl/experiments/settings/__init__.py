@@ -5,6 +5,7 @@ change per data set and method. docs/fidelity.md has one row per setting.
 """
 
 from u2pl.experiments.settings.ael import AEL, U2PLAEL, Equalised
+from u2pl.experiments.settings.cct import CCT
 from u2pl.experiments.settings.common import (
     Averaging,
     Contrast,
@@ -18,6 +19,7 @@ from u2pl.experiments.settings.common import (
     Training,
 )
 from u2pl.experiments.settings.cps import CPS
+from u2pl.experiments.settings.gct import GCT
 from u2pl.experiments.settings.paper import U2PL, CutMix, MeanTeacher, SupOnly
 
 __all__ = [
@@ -25,10 +27,12 @@ __all__ = [
     "unreliable_share",
     "AEL",
     "Averaging",
+    "CCT",
     "CPS",
     "Contrast",
     "CutMix",
     "Draw",
+    "GCT",
     "Equalised",
     "MeanTeacher",
     "Mixing",
@@ -49,6 +53,8 @@ SETTINGS: dict[str, type[Training]] = {
     "cutmix": CutMix,
     "u2pl": U2PL,
     "cps": CPS,
+    "cct": CCT,
+    "gct": GCT,
     "ael": AEL,
     "u2pl_ael": U2PLAEL,
 }

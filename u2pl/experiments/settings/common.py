@@ -27,6 +27,9 @@ class Training(Strict):
     trained: ClassVar[int] = 1  # networks that the optimisers move
     averaged: ClassVar[int] = 0  # networks that follow others
     step_cost: ClassVar[float] = 1.0  # of a step, in that of a recipe's estimate
+    # Peak of a step at the paper's size over Mean Teacher's, as tests/benchmarks/methods.py measures it
+    step_memory: ClassVar[float] = 1.0
+    extra_state_mb: ClassVar[float] = 0.0  # of the resumable state, beside networks, their momentum and memory bank
 
     # the paper's data are lists, and the authors published them; on synthetic scales, which have none, `drawn`
     split_source: Literal["drawn", "u2pl", "cps"] = "u2pl"

@@ -55,8 +55,8 @@ function filter() {
     for (const row of section.querySelectorAll("tbody tr")) {
       const text = `${place} ${row.cells[0].textContent}`.toLowerCase();
       const cells = [...row.querySelectorAll(".cell")].map((cell) => data.cells[cell.dataset.cell]);
-      const fits = !kind || (kind === "quoted" ? !cells.length : kind === "measured" ? cells.length > 0
-        : cells.some((cell) => cell.verdict === kind));
+      const fits = !kind || (kind === "quoted" ? !cells.length
+        : cells.some((cell) => cell.source === kind || cell.verdict === kind));
       row.hidden = !(fits && words.every((word) => text.includes(word)));
       left += !row.hidden;
       all += 1;
@@ -107,6 +107,7 @@ function facts(cell) {
     ["difference", difference === null ? null : (difference < 0 ? "−" : "+") + percent(Math.abs(difference))],
     ["verdict", cell.verdict && make("span", { class: "verdict", "data-verdict": cell.verdict }, cell.verdict)],
     ["protocol", cell.protocol],
+    ["remark", cell.remark || null],
   ];
   const list = make("dl", { class: "facts" });
   for (const [name, value] of entries) if (value !== null) list.append(make("div", {}, make("dt", {}, name), make("dd", {}, value)));
