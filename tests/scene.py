@@ -34,6 +34,7 @@ SETTINGS: dict[str, Any] = {
     "r_low": 2,
     "bank_size": 2000,
     "bank_size_background": 2000,
+    "gct_detector_width": 8,
 }
 ESTIMATE = {"supervised_step": 1, "semi_supervised_step": 1, "validation": 1, "weights_mb": 1}
 RECIPE = Recipe.model_validate(
