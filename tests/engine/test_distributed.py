@@ -61,6 +61,15 @@ CASES: dict[str, tuple[str, dict[str, Any]]] = {
     "cps_second": ("cps", {"cps_partner": "second_batch", "cps_labelled": True}),
     "cps_half_box": ("cps", {"cps_masks": "half_box", "cps_label_mode": "eval"}),
     "cps_none": ("cps", {"cps_mixing": "none", "cps_labelled": True, "cps_weight": 1.5}),
+    "pseudoseg": ("pseudoseg", {}),
+    "pseudoseg_shares": (
+        "pseudoseg",
+        {"pseudoseg_norm": "share", "loss_groups": "share", "group_size": 3, "streams_forward": "separate"},
+    ),
+    "pseudoseg_pixel": (
+        "pseudoseg",
+        {"pseudoseg_norm": "pixel", "pseudoseg_cam_mode": "train", "pseudoseg_grid": "os8"},
+    ),
     "released_mask": ("u2pl", RELEASED | {"cutmix_probability": 1, "negative_label_mask": "released"}),
     "released_shares": (
         "u2pl",
@@ -85,6 +94,15 @@ def batch() -> dict[str, Tensor]:
     return {"image_l": images[0], "image_u": images[1] + 0.5, "image_u2": images[2] - 0.5, "mask_l": masks}
 
 
+def raw_colours() -> dict[str, Tensor]:
+    """What `raw` and `valid` add: padding that differs between images."""
+    generator = torch.Generator().manual_seed(1)
+    raw = torch.randint(256, (BATCH, 3, SIDE, SIDE), generator=generator, dtype=torch.uint8)
+    valid = torch.ones(BATCH, SIDE, SIDE, dtype=torch.bool)
+    valid[1, 9:] = valid[5, :, 12:] = False
+    return {"raw_u": raw, "valid_u": valid, "valid_l": valid.flip(0)}
+
+
 def two_steps(name: str) -> dict[str, Any]:
     """Losses and gradients of two steps, and what is left of them in statistics, bank and generators."""
     kind, changes = CASES[name]
@@ -102,6 +120,8 @@ def two_steps(name: str) -> dict[str, Any]:
     optimiser = torch.optim.SGD(trained.values(), lr=0.1, momentum=0.9, weight_decay=0.01)
     unasked = set() if "unlabelled_2" in settings.streams else {"image_u2"}
     own = {key: share(value) for key, value in batch().items() if key not in unasked}
+    if "raw" in settings.streams:
+        own |= {key: share(value) for key, value in raw_colours().items()}
     generator = torch.Generator().manual_seed(0)
     found: dict[str, Any] = {}
     for step in (0, 1):

@@ -22,6 +22,14 @@ CASES = {name: (name, {}) for name in METHODS} | {
     "cps second batch": ("cps", {"cps_partner": "second_batch", "cps_labelled": True}),
     "cps separate": ("cps", {"streams_forward": "separate"}),
     "cps without mixing": ("cps", {"cps_mixing": "none"}),
+    "pseudoseg train": (
+        "pseudoseg",
+        {"pseudoseg_cam_mode": "train", "pseudoseg_grid": "os8", "streams_forward": "separate"},
+    ),
+    "pseudoseg pixel": (
+        "pseudoseg",
+        {"pseudoseg_norm": "pixel", "pseudoseg_normaliser": "root_sum_square"},
+    ),
     "cps mean": ("cps", {"evaluated": "mean", "cps_masks": "half_box", "cps_label_mode": "eval"}),
 }
 every = pytest.mark.parametrize("case", CASES)

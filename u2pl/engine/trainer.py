@@ -52,7 +52,7 @@ class Trainer:
                 load_encoder_weights(new, weights)
             return new.to(device).to(memory_format=self.layout)
 
-        setup = Setup(network, len(dataset.classes), dataset.ignore_label)
+        setup = Setup(network, len(dataset.classes), dataset.ignore_label, self._normalised)
         self.method = build_method(spec.method, spec.settings, setup).to(device)
         labelled, unlabelled = read_ids(Split(split).list("labeled")), read_ids(Split(split).list("unlabeled"))
         self.batches = TrainBatches(
@@ -148,12 +148,16 @@ class Trainer:
 
     def _to_device(self, batch: dict[str, Tensor]) -> dict[str, Tensor]:
         """Images become normalised floats only here: bytes are four times cheaper to move."""
-        dataset = self.spec.dataset
         moved = {name: value.to(self.device, non_blocking=True) for name, value in batch.items()}
         for name in moved:
             if name.startswith("image"):
-                moved[name] = normalise(moved[name], dataset.mean, dataset.std).contiguous(memory_format=self.layout)
+                moved[name] = self._normalised(moved[name])
         return moved
+
+    def _normalised(self, colours: Tensor) -> Tensor:
+        """Colours (B, 3, H, W) on 0 to 255 as the networks see them."""
+        dataset = self.spec.dataset
+        return normalise(colours, dataset.mean, dataset.std).contiguous(memory_format=self.layout)
 
     def _shown(self, batches: Iterable[dict[str, Tensor]]) -> Iterator[dict[str, Tensor]]:
         """The batches, behind a progress bar where someone is watching."""

@@ -21,6 +21,11 @@ Batch = dict[str, Tensor]
 Losses = dict[str, Tensor]
 
 
+def _unit(colours: Tensor) -> Tensor:
+    """Colours on 0 to 255, of any type, as floats on 0 to 1."""
+    return colours / 255
+
+
 @dataclass(frozen=True)
 class Setup:
     """What a method is built on."""
@@ -30,6 +35,8 @@ class Setup:
     network: Callable[[], nn.Module]
     n_classes: int
     ignore: int  # the label that no loss counts
+    # Colours (B, 3, H, W) on 0 to 255, bytes or floats, to what the networks see: zero for the data set's mean colour.
+    normalise: Callable[[Tensor], Tensor] = _unit
 
 
 class Method(nn.Module, ABC):

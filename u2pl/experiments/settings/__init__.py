@@ -18,6 +18,8 @@ from u2pl.experiments.settings.common import (
 )
 from u2pl.experiments.settings.cps import CPS
 from u2pl.experiments.settings.paper import U2PL, CutMix, MeanTeacher, SupOnly
+from u2pl.experiments.settings.pseudoseg import PseudoSeg
+from u2pl.experiments.settings.strong_view import StrongView
 
 __all__ = [
     "SETTINGS",
@@ -31,9 +33,11 @@ __all__ = [
     "Mixing",
     "Over",
     "OverImages",
+    "PseudoSeg",
     "Reading",
     "Stream",
     "Streams",
+    "StrongView",
     "SupOnly",
     "Training",
     "U2PL",
@@ -45,6 +49,7 @@ SETTINGS: dict[str, type[Training]] = {
     "cutmix": CutMix,
     "u2pl": U2PL,
     "cps": CPS,
+    "pseudoseg": PseudoSeg,
 }
 
 

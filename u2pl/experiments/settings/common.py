@@ -4,7 +4,7 @@ The symbols are those of section 3 of the paper. Every factor in which the paper
 setting.
 """
 
-from typing import Annotated, ClassVar, Literal
+from typing import Annotated, ClassVar, Literal, TypeVar
 
 from pydantic import Field
 
@@ -18,6 +18,7 @@ OverImages = Literal["batch", "share", "image"]
 Draw = Literal["labelled", "unlabelled", "unlabelled_2", "labelled_2"]
 # Beside them: ids and raw colours of the unlabelled images, and a mask per draw of what is not padding.
 Stream = Literal[Draw, "ids", "valid", "raw"]
+Lists = TypeVar("Lists", int, list[str])  # lists of ids, or their lengths
 
 
 class Training(Strict):
@@ -63,6 +64,10 @@ class Training(Strict):
     def streams(self) -> frozenset[Stream]:
         """What the method reads of a batch."""
         return frozenset({"labelled", "unlabelled"})
+
+    def seen_unlabelled(self, labelled: Lists, unlabelled: Lists) -> Lists:
+        """What the stream of unlabelled images reads, of the two lists of a split or of their lengths."""
+        return unlabelled
 
 
 class Streams(Training):
