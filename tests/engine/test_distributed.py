@@ -69,6 +69,15 @@ CASES: dict[str, tuple[str, dict[str, Any]]] = {
     "gct": ("gct", {"gct_rampup": 0.0}),
     "gct_shared": ("gct", {"gct_prepass": "shared", "gct_rampup": 0.0, "gct_threshold": 0.1}),
     "gct_separate": ("gct", {"streams_forward": "separate", "gct_low_maps": "shifted", "gct_rampup": 0.0}),
+    "pseudoseg": ("pseudoseg", {}),
+    "pseudoseg_shares": (
+        "pseudoseg",
+        {"pseudoseg_norm": "share", "loss_groups": "share", "group_size": 3, "streams_forward": "separate"},
+    ),
+    "pseudoseg_pixel": (
+        "pseudoseg",
+        {"pseudoseg_norm": "pixel", "pseudoseg_cam_mode": "train", "pseudoseg_grid": "os8"},
+    ),
     "released_mask": ("u2pl", RELEASED | {"cutmix_probability": 1, "negative_label_mask": "released"}),
     "released_shares": (
         "u2pl",
@@ -130,7 +139,8 @@ ENTRIES: dict[Stream, set[str]] = {
     "unlabelled_2": {"image_u2"},
     "labelled_2": {"image_l2", "mask_l2"},
     "ids": {"index_u"},
-    "valid": {"valid_l2"},
+    "valid": {"valid_l", "valid_u", "valid_l2"},
+    "raw": {"raw_u"},
     "chosen": {"image_p"},
 }
 
@@ -150,6 +160,15 @@ def batch() -> dict[str, Tensor]:
     return found | {"index_u": torch.randperm(12, generator=generator)[:BATCH]}
 
 
+def raw_colours() -> dict[str, Tensor]:
+    """What `raw` and `valid` add: padding that differs between images."""
+    generator = torch.Generator().manual_seed(1)
+    raw = torch.randint(256, (BATCH, 3, SIDE, SIDE), generator=generator, dtype=torch.uint8)
+    valid = torch.ones(BATCH, SIDE, SIDE, dtype=torch.bool)
+    valid[1, 9:] = valid[5, :, 12:] = False
+    return {"raw_u": raw, "valid_u": valid, "valid_l": valid.flip(0)}
+
+
 def two_steps(name: str) -> dict[str, Any]:
     """Losses and gradients of two steps, and what is left of them in statistics, bank and generators."""
     kind, changes = CASES[name]
@@ -167,7 +186,7 @@ def two_steps(name: str) -> dict[str, Any]:
     trained = {key: p for key, p in method.named_parameters() if p.requires_grad}
     optimiser = torch.optim.SGD(trained.values(), lr=0.1, momentum=0.9, weight_decay=0.01)
     asked = {key for stream in settings.streams for key in ENTRIES[stream]}
-    own = {key: share(value) for key, value in batch().items() if key in asked}
+    own = {key: share(value) for key, value in (batch() | raw_colours()).items() if key in asked}
     generator = torch.Generator().manual_seed(0)
     found: dict[str, Any] = {}
     for step in (0, 1):

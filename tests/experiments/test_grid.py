@@ -1,8 +1,9 @@
-"""The grid: the paper's tables name 80 distinct trainings a seed, and a mistake is blamed on its file and key."""
+"""The grid: the paper's tables name 118 distinct trainings a seed, and a mistake is blamed on its file and key."""
 
 import shutil
 import subprocess
 import sys
+from collections import Counter
 from pathlib import Path
 
 import pytest
@@ -13,6 +14,7 @@ from u2pl.errors import UserError
 from u2pl.experiments import load_suite, scale_names
 
 ROOT = Path(__file__).parents[2]
+TABLES = [f"table{number}" for number in range(1, 8)]  # the paper's
 
 
 def cells_of(table: str):
@@ -20,15 +22,33 @@ def cells_of(table: str):
 
 
 @pytest.mark.parametrize("scale", ["demo", "paper"])
-def test_five_methods_give_80_trainings_a_seed(scale):
+def test_eleven_methods_give_118_trainings_a_seed(scale):
     suite = load_suite(scale, ROOT)
     new, seen = [], set()
-    for number in range(1, 8):
-        runs = {run for cell in suite.cells if cell.table == f"table{number}" for run in cell.runs}
+    for table in TABLES:
+        runs = {run for cell in suite.cells if cell.table == table for run in cell.runs}
         new.append(len(runs - seen) // len(suite.params.seeds))
         seen |= runs
-    assert new == [20, 20, 20, 4, 8, 2, 6]
-    assert len(seen) == 80 * len(suite.params.seeds)
+    assert new == [30, 32, 36, 4, 8, 2, 6]
+    assert len(seen) == 118 * len(suite.params.seeds)
+
+
+@pytest.mark.parametrize("scale", ["demo", "paper"])
+def test_every_number_of_the_paper_has_one_of_ours_beside_it(scale):
+    cells = [cell for cell in load_suite(scale, ROOT).cells if cell.table in TABLES and cell.paper is not None]
+    sources = Counter(cell.source for cell in cells)
+    assert sources == {"measured": 123, "reconstructed": 5} and all(cell.runs for cell in cells)
+    assert {cell.row for cell in cells if cell.source == "reconstructed"} == {"PC2Seg"}
+
+
+def test_copied_numbers_are_those_of_rows_that_the_authors_did_not_train():
+    """methods.md, section 0: seven rows of Tables 1 and 2, two of Table 3."""
+    found = {(cell.table, cell.row) for cell in load_suite("paper", ROOT).cells if cell.copied_from}
+    assert found == {
+        *(("table1", row) for row in ("PseudoSeg", "PC2Seg")),
+        *(("table2", row) for row in ("CCT", "GCT", "CPS", "AEL")),
+        *(("table3", row) for row in ("CCT", "GCT")),
+    }
 
 
 def test_every_scale_loads():

@@ -56,6 +56,14 @@ CASES = {name: (name, {}) for name in METHODS} | {
             "streams_forward": "separate",
         },
     ),
+    "pseudoseg train": (
+        "pseudoseg",
+        {"pseudoseg_cam_mode": "train", "pseudoseg_grid": "os8", "streams_forward": "separate"},
+    ),
+    "pseudoseg pixel": (
+        "pseudoseg",
+        {"pseudoseg_norm": "pixel", "pseudoseg_normaliser": "root_sum_square"},
+    ),
     "cps mean": ("cps", {"evaluated": "mean", "cps_masks": "half_box", "cps_label_mode": "eval"}),
     "cct heads": ("cct", {"cct_decoder": "head", "streams_forward": "separate"}),
     "cct crops": ("cct", {"cct_resolution": "crop", "cct_rampup": 1.0, "cct_object": 0}),

@@ -103,8 +103,9 @@ class TrainBatches:
         def folder(ids: Sequence[str]) -> SegmentationFolder:
             return SegmentationFolder(prepared, ids, n_classes=len(dataset.classes), ignore_label=dataset.ignore_label)
 
+        seen = settings.seen_unlabelled(list(labelled_ids), list(unlabelled_ids))
         # With every image labelled there is still something to be consistent on: the labelled images themselves.
-        folders = folder(labelled_ids), folder(unlabelled_ids or labelled_ids)
+        folders = folder(labelled_ids), folder(seen or labelled_ids)
         self.unlabelled = len(folders[1])
         steps = steps_per_epoch(recipe, settings, len(labelled_ids), len(unlabelled_ids))
         batch = images_per_step(recipe.batch, settings.batch_size)
@@ -140,7 +141,7 @@ class TrainBatches:
         - labelled: image_l (B, 3, h, w) uint8 and mask_l (B, h, w) int64; unlabelled: image_u, like image_l
         - labelled_2: image_l2 and mask_l2; unlabelled_2: image_u2. Each is a second draw from its list, in an order and
           with augmentations of its own
-        - ids: index_u (B,) int64, where the images of image_u are in the unlabelled list
+        - ids: index_u (B,) int64, where the images of image_u are in the list that the stream reads
         - valid: valid_l, valid_u, ... (B, h, w) bool, one per image_*: False where the crop is padded
         - raw: raw_u, the bytes of image_u, which stay bytes when images are normalised
 

@@ -64,8 +64,14 @@ class Trainer:
             rank=rank(),
             ranks=world_size(),
         )
-        sizes = self.batches.unlabelled, self.batches.images * world_size()
-        setup = Setup(network, len(dataset.classes), dataset.ignore_label, *sizes)
+        setup = Setup(
+            network,
+            len(dataset.classes),
+            dataset.ignore_label,
+            unlabelled=self.batches.unlabelled,
+            batch=self.batches.images * world_size(),
+            normalise=self._normalised,
+        )
         self.method = build_method(spec.method, spec.settings, setup).to(device)
         span_ranks(self.method, self.batches.images, device)
         self.forward = data_parallel(self.method)
@@ -166,12 +172,16 @@ class Trainer:
 
     def _to_device(self, batch: dict[str, Tensor]) -> dict[str, Tensor]:
         """Images become normalised floats only here: bytes are four times cheaper to move."""
-        dataset = self.spec.dataset
         moved = {name: value.to(self.device, non_blocking=True) for name, value in batch.items()}
         for name in moved:
             if name.startswith("image"):
-                moved[name] = normalise(moved[name], dataset.mean, dataset.std).contiguous(memory_format=self.layout)
+                moved[name] = self._normalised(moved[name])
         return moved
+
+    def _normalised(self, colours: Tensor) -> Tensor:
+        """Colours (B, 3, H, W) on 0 to 255 as the networks see them."""
+        dataset = self.spec.dataset
+        return normalise(colours, dataset.mean, dataset.std).contiguous(memory_format=self.layout)
 
     def _shown(self, batches: Iterable[dict[str, Tensor]]) -> Iterator[dict[str, Tensor]]:
         """The batches, behind a progress bar where someone is watching."""

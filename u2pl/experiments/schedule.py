@@ -22,10 +22,11 @@ def steps_per_epoch(recipe: Recipe, settings: Training, labelled: int, unlabelle
     list. `distributed`: as the samplers of the released code's GPUs count. Each GPU gets an equal part of the list,
     which is padded for that; the semi-supervised methods drop the incomplete last batch of the parts, SupOnly keeps it.
     Here a kept last batch is a whole one all the same, filled from the next shuffled pass over the list.
-    A list shorter than a batch gives one step.
+    The unlabelled list is what the method reads as such (`seen_unlabelled`). A list shorter than a batch gives one step.
     """
     batch = images_per_step(recipe.batch, settings.batch_size)
     by_labelled = isinstance(settings, SupOnly) and settings.suponly_epoch_unit == "labelled"
+    unlabelled = settings.seen_unlabelled(labelled, unlabelled)
     length = unlabelled if unlabelled and not by_labelled else labelled
     if settings.sampler == "distributed":
         gpus = max(1, batch // (settings.supervised_group if by_labelled else settings.group_size))

@@ -21,6 +21,11 @@ Batch = dict[str, Tensor]
 Losses = dict[str, Tensor]
 
 
+def _unit(colours: Tensor) -> Tensor:
+    """Colours on 0 to 255, of any type, as floats on 0 to 1."""
+    return colours / 255
+
+
 @dataclass(frozen=True)
 class Setup:
     """What a method is built on."""
@@ -33,6 +38,8 @@ class Setup:
     # For methods that choose images by their place in the unlabelled list (see `Method.wanted`).
     unlabelled: int = 0  # images of that list; of the labelled one, if nothing is unlabelled
     batch: int = 0  # unlabelled images per step, of all ranks
+    # Colours (B, 3, H, W) on 0 to 255, bytes or floats, to what the networks see: zero for the data set's mean colour.
+    normalise: Callable[[Tensor], Tensor] = _unit
 
 
 class Method(nn.Module, ABC):

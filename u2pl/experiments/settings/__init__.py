@@ -21,6 +21,8 @@ from u2pl.experiments.settings.common import (
 from u2pl.experiments.settings.cps import CPS
 from u2pl.experiments.settings.gct import GCT
 from u2pl.experiments.settings.paper import U2PL, CutMix, MeanTeacher, SupOnly
+from u2pl.experiments.settings.pseudoseg import PseudoSeg
+from u2pl.experiments.settings.strong_view import StrongView
 
 __all__ = [
     "SETTINGS",
@@ -38,9 +40,11 @@ __all__ = [
     "Mixing",
     "Over",
     "OverImages",
+    "PseudoSeg",
     "Reading",
     "Stream",
     "Streams",
+    "StrongView",
     "SupOnly",
     "Training",
     "U2PL",
@@ -57,6 +61,7 @@ SETTINGS: dict[str, type[Training]] = {
     "gct": GCT,
     "ael": AEL,
     "u2pl_ael": U2PLAEL,
+    "pseudoseg": PseudoSeg,
 }
 
 

@@ -4,7 +4,7 @@ The symbols are those of section 3 of the paper. Every factor in which the paper
 setting.
 """
 
-from typing import Annotated, ClassVar, Literal
+from typing import Annotated, ClassVar, Literal, TypeVar
 
 from pydantic import Field
 
@@ -19,6 +19,7 @@ Draw = Literal["labelled", "unlabelled", "unlabelled_2", "labelled_2"]
 # Beside them: ids and raw colours of the unlabelled images, a mask per draw of what is not padding, and unlabelled
 # images that the method chooses itself, a step before it sees them.
 Stream = Literal[Draw, "ids", "valid", "raw", "chosen"]
+Lists = TypeVar("Lists", int, list[str])  # lists of ids, or their lengths
 
 
 class Training(Strict):
@@ -71,6 +72,10 @@ class Training(Strict):
     def scale_range(self, draw: Draw) -> tuple[float, float]:
         """The least and the largest factor by which the weak augmentation resizes the images of a draw."""
         return 0.5, 2.0
+
+    def seen_unlabelled(self, labelled: Lists, unlabelled: Lists) -> Lists:
+        """What the stream of unlabelled images reads, of the two lists of a split or of their lengths."""
+        return unlabelled
 
 
 class Streams(Training):
