@@ -104,12 +104,16 @@ def save_every_other_step() -> None:
 
 
 @pytest.mark.parametrize(
-    ("method", "world", "steps"), [("suponly", 1, (4, 8)), ("u2pl", 1, (1, 2, 3, 4, 6, 8)), ("u2pl", 2, (1, 4, 8))]
+    ("method", "world", "steps"),
+    [("suponly", 1, (4, 8)), ("u2pl", 1, (1, 2, 3, 4, 6, 8)), ("u2pl", 2, (1, 4, 8)), ("pseudoseg", 2, (3, 6))],
 )
 def test_killed_at_several_steps(
     method: str, world: int, steps: tuple[int, ...], start: Start, whole: Any, make_spec: Spec, tmp_path: Path
 ) -> None:
-    """Nine steps in three epochs, the first of them warm-up; killed before any state, mid-epoch and at epochs' ends."""
+    """Nine steps in three epochs, the first of them warm-up, 18 where all images are read as unlabelled.
+
+    Killed before any state, mid-epoch and at epochs' ends.
+    """
     spec = make_spec(method)
     for step in steps:
         victim = step % world
