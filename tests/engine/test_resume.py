@@ -105,7 +105,13 @@ def save_every_other_step() -> None:
 
 @pytest.mark.parametrize(
     ("method", "world", "steps"),
-    [("suponly", 1, (4, 8)), ("u2pl", 1, (1, 2, 3, 4, 6, 8)), ("u2pl", 2, (1, 4, 8)), ("pseudoseg", 2, (3, 6))],
+    [
+        ("suponly", 1, (4, 8)),
+        ("u2pl", 1, (1, 2, 3, 4, 6, 8)),
+        ("u2pl", 2, (1, 4, 8)),
+        ("pseudoseg", 2, (3, 6)),
+        ("pc2seg", 1, (5,)),
+    ],
 )
 def test_killed_at_several_steps(
     method: str, world: int, steps: tuple[int, ...], start: Start, whole: Any, make_spec: Spec, tmp_path: Path

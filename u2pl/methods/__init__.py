@@ -10,6 +10,7 @@ from u2pl.methods.cps import CPS
 from u2pl.methods.cutmix import CutMix
 from u2pl.methods.mean_teacher import MeanTeacher
 from u2pl.methods.method import Losses, Method, Setup
+from u2pl.methods.pc2seg import PC2Seg
 from u2pl.methods.pseudoseg import PseudoSeg
 from u2pl.methods.suponly import SupOnly
 from u2pl.methods.u2pl import U2PL
@@ -26,6 +27,7 @@ METHODS: dict[str, type[Any]] = {
     "u2pl": U2PL,
     "cps": CPS,
     "pseudoseg": PseudoSeg,
+    "pc2seg": PC2Seg,
 }
 
 

@@ -18,6 +18,7 @@ from u2pl.experiments.settings.common import (
 )
 from u2pl.experiments.settings.cps import CPS
 from u2pl.experiments.settings.paper import U2PL, CutMix, MeanTeacher, SupOnly
+from u2pl.experiments.settings.pc2seg import PC2Seg
 from u2pl.experiments.settings.pseudoseg import PseudoSeg
 from u2pl.experiments.settings.strong_view import StrongView
 
@@ -33,6 +34,7 @@ __all__ = [
     "Mixing",
     "Over",
     "OverImages",
+    "PC2Seg",
     "PseudoSeg",
     "Reading",
     "Stream",
@@ -50,6 +52,7 @@ SETTINGS: dict[str, type[Training]] = {
     "u2pl": U2PL,
     "cps": CPS,
     "pseudoseg": PseudoSeg,
+    "pc2seg": PC2Seg,
 }
 
 
