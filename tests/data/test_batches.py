@@ -79,6 +79,17 @@ def test_shapes_and_lengths(pascal: Path, make_dataset: Make) -> None:
         batches(pascal, dataset, 0, 4)
 
 
+@pytest.mark.parametrize(("unlabelled_list", "number"), [("all", 9), ("rest", 6)])
+def test_the_unlabelled_stream_can_hold_the_labelled_images_too(
+    unlabelled_list: str, number: int, pascal: Path, make_dataset: Make
+) -> None:
+    ids = read_ids(pascal / "lists" / "train_aug.txt")[:9]
+    settings = {"unlabelled_list": unlabelled_list, "sampler": "global"}
+    made = batches(pascal, make_dataset("pascal"), 3, 6, settings, method="pseudoseg", batch=3)
+    assert len(made) == number // 3 and made._steps.unlabelled.ids == ids[9 - number :]
+    assert all({"raw_u", "valid_u", "valid_l"} <= batch.keys() for batch in made.epoch(0))
+
+
 def test_suponly_counts_epochs_over_either_list(pascal: Path, make_dataset: Make) -> None:
     """Iterations: as many steps as the semi-supervised methods take, each with labelled images alone."""
     dataset = make_dataset("pascal")

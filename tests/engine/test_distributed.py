@@ -78,6 +78,11 @@ CASES: dict[str, tuple[str, dict[str, Any]]] = {
         "pseudoseg",
         {"pseudoseg_norm": "pixel", "pseudoseg_cam_mode": "train", "pseudoseg_grid": "os8"},
     ),
+    "pc2seg": ("pc2seg", {"pc2seg_contrast_weight": 1}),
+    "pc2seg_represent": (
+        "pc2seg",
+        {"pc2seg_projection": "represent", "pc2seg_sampling": "uniform", "streams_forward": "separate"},
+    ),
     "released_mask": ("u2pl", RELEASED | {"cutmix_probability": 1, "negative_label_mask": "released"}),
     "released_shares": (
         "u2pl",

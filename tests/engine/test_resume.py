@@ -112,12 +112,17 @@ def save_every_other_step() -> None:
         ("gct", 1, (1, 4, 8)),  # two optimisers, one of them Adam
         ("gct", 2, (4,)),
         ("ael", 2, (2, 5, 6)),  # a step sees images that the one before has chosen
+        ("pseudoseg", 2, (3, 6)),
+        ("pc2seg", 1, (5,)),
     ],
 )
 def test_killed_at_several_steps(
     method: str, world: int, steps: tuple[int, ...], start: Start, whole: Any, make_spec: Spec, tmp_path: Path
 ) -> None:
-    """Nine steps in three epochs, the first of them warm-up; killed before any state, mid-epoch and at epochs' ends."""
+    """Nine steps in three epochs, the first of them warm-up, 18 where all images are read as unlabelled.
+
+    Killed before any state, mid-epoch and at epochs' ends.
+    """
     spec = make_spec(method)
     for step in steps:
         victim = step % world

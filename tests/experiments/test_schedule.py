@@ -145,3 +145,14 @@ def test_half_a_batch_per_stream_halves_the_gpus() -> None:
     settings = settings_for("cutmix", batch_size="total", group_size=4)
     assert steps_per_epoch(recipe(16), settings, 3, 23) == counted(23, 2, 4, drop_last=True) == 3
     assert steps_per_epoch(recipe(16), settings.model_copy(update={"sampler": "global"}), 3, 23) == 2
+
+
+@given(st.integers(1, 100), st.integers(0, 100))
+def test_a_stream_that_reads_all_images_counts_both_lists(labelled: int, unlabelled: int) -> None:
+    everything, rest = (settings_for("pseudoseg", unlabelled_list=name, group_size=2) for name in ("all", "rest"))
+    assert steps_per_epoch(recipe(4), everything, labelled, unlabelled) == max(
+        1, counted(labelled + unlabelled, 2, 2, drop_last=True)
+    )
+    assert steps_per_epoch(recipe(4), rest, labelled, unlabelled) == max(
+        1, counted(unlabelled or labelled, 2, 2, drop_last=True)
+    )

@@ -64,6 +64,8 @@ CASES = {name: (name, {}) for name in METHODS} | {
         "pseudoseg",
         {"pseudoseg_norm": "pixel", "pseudoseg_normaliser": "root_sum_square"},
     ),
+    "pc2seg represent": ("pc2seg", {"pc2seg_projection": "represent", "pc2seg_sampling": "uniform"}),
+    "pc2seg separate": ("pc2seg", {"streams_forward": "separate", "pc2seg_sampling": "debiased"}),
     "cps mean": ("cps", {"evaluated": "mean", "cps_masks": "half_box", "cps_label_mode": "eval"}),
     "cct heads": ("cct", {"cct_decoder": "head", "streams_forward": "separate"}),
     "cct crops": ("cct", {"cct_resolution": "crop", "cct_rampup": 1.0, "cct_object": 0}),
@@ -114,10 +116,11 @@ def test_gradients_reach_exactly_what_is_trained(case: str) -> None:
     method = made(case)
     method(given(case), progress())["loss"].backward()
     followers = {id(parameter) for parameter in averages(method)}
+    contrasts = hasattr(method, "contrast") or getattr(method.settings, "pc2seg_projection", "") == "represent"
     for name, parameter in method.named_parameters():
         assert parameter.requires_grad == (id(parameter) not in followers), name
         # The representation is for methods with a contrast; the others leave its head alone.
-        if id(parameter) in followers or ("representation" in name and not hasattr(method, "contrast")):
+        if id(parameter) in followers or ("representation" in name and not contrasts):
             assert parameter.grad is None, name
         else:
             assert parameter.grad is not None and parameter.grad.abs().sum() > 0, name

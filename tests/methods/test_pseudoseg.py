@@ -22,9 +22,9 @@ def upsampled(values: Tensor, size: int) -> Tensor:
     return F.interpolate(values, size=(size, size), mode="bilinear", align_corners=True)
 
 
-def refined(method: Any, features: Tensor, present: Tensor, pooled: bool) -> Tensor:
-    """Logits of the maps of a 9 x 9 grid, or of its 3 x 3 means, whose last rows are padding."""
-    features = F.avg_pool2d(features.detach(), 3) if pooled else features.detach()
+def refined(method: Any, features: Tensor, present: Tensor, square: int) -> Tensor:
+    """Logits of maps of a 9 x 9 grid averaged over squares; the last rows are padding."""
+    features = F.avg_pool2d(features.detach(), square, ceil_mode=True)
     side = features.shape[-1]
     real = torch.arange(side) * SIDE // side < SIDE - 5
     rows = int(real.sum())
@@ -44,7 +44,7 @@ def refined(method: Any, features: Tensor, present: Tensor, pooled: bool) -> Ten
 def test_a_step_is_that_of_the_straight_line(forward: str, mode: str, grid: str) -> None:
     settings = {"streams_forward": forward, "pseudoseg_cam_mode": mode, "pseudoseg_grid": grid}
     method, data = build("pseudoseg", **settings, pseudoseg_weight=2.0).train(), given()
-    other, masks, pooled = copy.deepcopy(method), data["mask_l"], grid == "os16"
+    other, masks, square = copy.deepcopy(method), data["mask_l"], {"os16": 3, "os8": 2}[grid]  # to 3 x 3 and 5 x 5
 
     weak = other.student(data["image_u"])
     features = weak["layer4"]
@@ -52,7 +52,7 @@ def test_a_step_is_that_of_the_straight_line(forward: str, mode: str, grid: str)
         features = other.student.encoder.eval()(data["image_u"])["layer4"]
         other.student.encoder.train()
     found = (other.classifier(features.mean((2, 3))).sigmoid() >= 0.5).float()
-    a, b = weak["logits"].detach(), upsampled(refined(other, features, found, pooled), 9).detach()
+    a, b = weak["logits"].detach(), upsampled(refined(other, features, found, square), 9).detach()
     norm = torch.stack([a, b]).square().mean().sqrt()
     target = ((a / norm).softmax(1) + (b / norm).softmax(1)) ** 2
     target = target / target.sum(1, keepdim=True)
@@ -71,7 +71,7 @@ def test_a_step_is_that_of_the_straight_line(forward: str, mode: str, grid: str)
 
     present = F.one_hot(masks.where(masks != IGNORE, torch.tensor(0)), C).amax((1, 2))[:, 1:].float()
     classes = F.binary_cross_entropy_with_logits(other.classifier(last.mean((2, 3))), present)
-    maps = upsampled(refined(other, last, present, pooled), SIDE)
+    maps = upsampled(refined(other, last, present, square), SIDE)
     terms = {
         "supervised": F.cross_entropy(upsampled(logits, SIDE), masks, ignore_index=IGNORE),
         "consistency": 2 * consistency,

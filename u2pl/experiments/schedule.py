@@ -22,7 +22,8 @@ def steps_per_epoch(recipe: Recipe, settings: Training, labelled: int, unlabelle
     list. `distributed`: as the samplers of the released code's GPUs count. Each GPU gets an equal part of the list,
     which is padded for that; the semi-supervised methods drop the incomplete last batch of the parts, SupOnly keeps it.
     Here a kept last batch is a whole one all the same, filled from the next shuffled pass over the list.
-    The unlabelled list is what the method reads as such (`seen_unlabelled`). A list shorter than a batch gives one step.
+    The unlabelled list is what the method reads as such (`seen_unlabelled`). A list shorter than a batch gives one
+    step.
     """
     batch = images_per_step(recipe.batch, settings.batch_size)
     by_labelled = isinstance(settings, SupOnly) and settings.suponly_epoch_unit == "labelled"

@@ -13,6 +13,7 @@ from u2pl.methods.cutmix import CutMix
 from u2pl.methods.gct import GCT
 from u2pl.methods.mean_teacher import MeanTeacher
 from u2pl.methods.method import Losses, Method, Setup
+from u2pl.methods.pc2seg import PC2Seg
 from u2pl.methods.pseudoseg import PseudoSeg
 from u2pl.methods.suponly import SupOnly
 from u2pl.methods.u2pl import U2PL
@@ -34,6 +35,7 @@ METHODS: dict[str, type[Any]] = {
     "ael": AEL,
     "u2pl_ael": U2PLAEL,
     "pseudoseg": PseudoSeg,
+    "pc2seg": PC2Seg,
 }
 
 

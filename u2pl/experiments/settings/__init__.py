@@ -21,6 +21,7 @@ from u2pl.experiments.settings.common import (
 from u2pl.experiments.settings.cps import CPS
 from u2pl.experiments.settings.gct import GCT
 from u2pl.experiments.settings.paper import U2PL, CutMix, MeanTeacher, SupOnly
+from u2pl.experiments.settings.pc2seg import PC2Seg
 from u2pl.experiments.settings.pseudoseg import PseudoSeg
 from u2pl.experiments.settings.strong_view import StrongView
 
@@ -40,6 +41,7 @@ __all__ = [
     "Mixing",
     "Over",
     "OverImages",
+    "PC2Seg",
     "PseudoSeg",
     "Reading",
     "Stream",
@@ -62,6 +64,7 @@ SETTINGS: dict[str, type[Training]] = {
     "ael": AEL,
     "u2pl_ael": U2PLAEL,
     "pseudoseg": PseudoSeg,
+    "pc2seg": PC2Seg,
 }
 
 
