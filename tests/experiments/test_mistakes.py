@@ -79,7 +79,7 @@ PROTOCOL = {"dataset": "cityscapes", "candidates": "train", "universe": "train",
         (TABLE, "rows 0 paper 0", math.inf),
         (TABLE, "rows 0 paper 0", 100.5),
         (TABLE, "rows 0 paper 0", -1),
-        (TABLE, "rows 3 overrides", {"tau": 1.0}),  # of a quoted row
+        (TABLE, "rows 3 overrides", {"tau": 1.0}),  # of another method
         (TABLE, "rows", []),
         (TABLE, "rows 0 title", "Sup\x1b[31mOnly"),
         (TABLE, "rows 0 title", "Sup\nOnly"),
@@ -95,6 +95,12 @@ PROTOCOL = {"dataset": "cityscapes", "candidates": "train", "universe": "train",
         (DEMO, "methods u2pl settings r_high", 2),
         (DEMO, "methods u2pl settings zz", 1),
         (DEMO, "fidelity paper pascal zz", 1),
+        (DEMO, "fidelity paper methods ael tau", 1.0),  # of another method
+        ("fidelity.yaml", "released methods ael tau", 1.0),
+        ("fidelity.yaml", "released methods ael eta", -1.0),
+        ("fidelity.yaml", "released methods aell", {}),
+        ("methods.yaml", "u2pl source", "quoted"),
+        (TABLE, "rows 0 copied_from", "a\x07b"),
         # labels are bytes, and so are colours
         (DATA, "pascal ignore_label", 20),
         (DATA, "pascal ignore_label", 256),

@@ -197,7 +197,7 @@ def edit(tmp_path: Path) -> Callable[[str, str], Path]:
     [
         ("table: table4", "table: tabel4", "figures.yaml: fig4: found 'tabel4', expected 'table4'"),
         ("row: All", "row: Al", "figures.yaml: fig4.cells.No entropy filter: .*'Al' in table4, expected 'All'"),
-        ("row: SupOnly", "row: CCT", "no measured row 'CCT' in table2"),
+        ("row: SupOnly", "row: SupOnli", "no measured row 'SupOnli' in table2"),
         ("pascal_blender, fraction: 1/4", "pascal_blender, fraction: 1/16", "no column pascal_blender 1/16 in table4"),
         ("kind: entropy", "kind: entropie", "figures.yaml: fig2.kind"),
         ("kind: curves, table: table1", "kind: curves", "`table` for curves"),
