@@ -165,7 +165,7 @@ def edit(path: Path, change) -> None:
         ("tables/table5.yaml", lambda v: v["rows"][0]["overrides"].update(rlow=2), ["table5", "rlow", "'r_low'"]),
         ("tables/table5.yaml", lambda v: v["rows"][0].update(fidelity="papr"), ["table5", "'papr'", "'paper'"]),
         ("tables/table5.yaml", lambda v: v["rows"][0]["overrides"].update(tau="old"), ["overrides.tau", "'old'"]),
-        ("tables/table5.yaml", lambda v: v["rows"][0].pop("method"), ["table5", "rows.0.overrides", "this one is quoted"]),
+        ("tables/table5.yaml", lambda v: v["rows"][0].pop("method"), ["table5", "rows.0.overrides", "one is quoted"]),
         ("fidelity.yaml", lambda v: v["released"]["all"].update(r_lo=1), ["fidelity.yaml", "r_lo", "'r_low'"]),
         ("scales/demo.yaml", lambda v: v.update(tables=["table8"]), ["demo.yaml", "'table8'"]),
         ("tables/table5.yaml", lambda v: v["rows"][0].update(method="u2p"), ["table5", "'u2p'", "'u2pl'"]),

@@ -86,13 +86,9 @@ def check_settings(presets: Mapping[str, Preset], methods: Mapping[str, Method],
             own = files.overrides.fidelity.get(name, {}).get(part, {})
             _check_preset(own, files.scale, ("fidelity", name, part))
             _check_preset(getattr(preset, part), files.folder / "fidelity.yaml", (name, part))
-        for alone, values in preset.methods.items():
-            key = (name, "methods", alone)
-            in_scale = alone in files.overrides.fidelity.get(name, {}).get("methods", {})
-            where = files.scale if in_scale else files.folder / "fidelity.yaml"
-            if alone not in SETTINGS:
-                raise UserError(f"{where}: {'.'.join(key)}", "no such method", nearest(alone, list(SETTINGS)))
-            settings_of(alone, values, where, key)
+        own = files.overrides.fidelity.get(name, {}).get("methods", {})
+        _check_preset_of_methods(own, files.scale, ("fidelity", name, "methods"))
+        _check_preset_of_methods(preset.methods, files.folder / "fidelity.yaml", (name, "methods"))
         for kind in LISTS:
             part = kind if {"r_low", "r_high"} & getattr(preset, kind).keys() else "all"
             place = files.place("fidelity", name, [part], "r_low", "r_high")
@@ -110,6 +106,13 @@ def _check_preset(settings: Mapping[str, Any], where: Path, key: tuple[str, ...]
             raise UserError(f"{where}: {'.'.join([*key, name[:80]])}", "an unknown key", nearest(name, sorted(known)))
     for kind in SETTINGS.values():
         validate(kind, {name: value for name, value in settings.items() if name in kind.model_fields}, where, key)
+
+
+def _check_preset_of_methods(values: Mapping[str, Mapping[str, Any]], where: Path, key: tuple[str, ...]) -> None:
+    for name, own in values.items():
+        if name not in SETTINGS:
+            raise UserError(f"{where}: {'.'.join([*key, name[:80]])}", "no such method", nearest(name, list(SETTINGS)))
+        settings_of(name, own, where, (*key, name))
 
 
 def settings_of(method: str, values: Mapping[str, Any], where: Path, key: tuple[str, ...]) -> Training:
