@@ -67,6 +67,12 @@ def passes(name: str, method: Any, batch: dict[str, Tensor]) -> Tensor:
                 probs = F.interpolate(network(both)["logits"], CROP).softmax(dim=1)
                 flaws += [method.detector(both, before), method.detector.frozen(both, probs)]
             return torch.stack([values.square().mean() for values in flaws]).sum()
+        case "pseudoseg" | "pc2seg":  # the weak view labels, the strong one learns
+            look(method.student, unlabelled)
+            if name == "pseudoseg":
+                with torch.no_grad():
+                    method.student.encoder.eval()(unlabelled)
+            return trained(method.student.train(), both)
     raise AssertionError(f"no passes of {name}: write them here")
 
 
