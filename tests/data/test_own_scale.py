@@ -35,7 +35,7 @@ def u2pl(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]
 def test_it_loads_as_it_is_printed(example: dict, u2pl: Callable[..., None]) -> None:
     Path("params/scales/lab.yaml").write_text(yaml.safe_dump(example))
     suite = load_suite("lab")
-    assert list(suite.tables) == ["table1"] and len(suite.runs) == 20
+    assert list(suite.tables) == ["table1"] and len(suite.runs) == 30  # six methods, five columns
     assert max(spec.labelled for spec in suite.runs.values()) == suite.datasets["pascal"].counts["train"]
 
 

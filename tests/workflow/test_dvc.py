@@ -201,7 +201,7 @@ def test_one_cell_as_an_experiment(home, clone):
 
 def test_metrics_and_plots_show_the_cells_and_the_histories(home):
     cells = (home / "results/demo/cells.csv").read_text()
-    means = re.findall(r",measured,[\d.]+,1,([\d.]+),", cells)
+    means = re.findall(r",measured,[\d.]+,,,1,([\d.]+),", cells)
     shown = yaml.safe_load(ok(home, "dvc", "metrics", "show", "--json"))[""]["data"]["results/demo/metrics.json"][
         "data"
     ]
