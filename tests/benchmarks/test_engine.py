@@ -1,6 +1,9 @@
 """Training steps against the bare passes through the networks, and evaluation against its plain forms."""
 
+import itertools
+import time
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -11,7 +14,9 @@ from torch import Tensor, nn
 
 from tests.benchmarks.methods import batch_of, normalise
 from tests.benchmarks.methods import spec_of as run_of
+from tests.benchmarks.step import data
 from u2pl.engine.evaluate import confusion_matrix, network_of, sliding_logits, window_starts
+from u2pl.engine.trainer import Trainer
 from u2pl.experiments.suite import RunSpec
 from u2pl.methods import METHODS, Progress, Setup, build_method
 
@@ -110,6 +115,36 @@ def test_training_step(name: str, compare_time: Any) -> None:
     compare_time(suite, straight_line, rounds=5, limit=LIMITS.get(name, 1.1))
     assert all(torch.isfinite(value) for parts in found for value in parts.values())
     assert ("contrastive" in found[0]) == hasattr(method, "contrast")
+
+
+@pytest.mark.benchmark(group="training step")
+def test_chosen_images_are_read_beside_the_step(compare_time: Any, tmp_path: Path) -> None:
+    """AEL's partners from a slow disk, 5 ms an image, against partners that are there already."""
+    spec = data(spec_of("ael"), tmp_path)
+    trainer = Trainer(spec, tmp_path / "prepared", tmp_path / "split", None, torch.device("cpu"))
+    trainer.method.train()
+    chosen, batch = trainer.batches.chosen, next(iter(trainer.batches.epoch(0)))
+    assert chosen is not None
+    read, number, there = chosen.image, itertools.count(), batch["image_u"]
+
+    def slow(place: int) -> Any:
+        time.sleep(0.005)
+        return read(place)
+
+    chosen.image = slow
+
+    def suite() -> None:
+        trainer._step(batch, next(number))
+
+    def straight_line() -> None:
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(chosen, "coming", lambda *_: True)
+            patch.setattr(chosen, "take", lambda *_: there)
+            trainer._step(batch, next(number))
+
+    trainer.steps = 10**6
+    suite()
+    compare_time(suite, straight_line, rounds=7, limit=1.1)
 
 
 def windows() -> tuple[Callable[[], Tensor], Callable[[], Tensor]]:
