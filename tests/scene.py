@@ -15,6 +15,7 @@ from typing import Any
 
 import numpy as np
 import torch
+import yaml
 from torch import Tensor, nn
 
 from tests.small import Encoder, settings_for
@@ -129,12 +130,12 @@ def batch_of(method: Any, seed: int, step: int, labelled: int) -> dict[str, Tens
     return out
 
 
-def trained(name: str, labelled: int, seed: int) -> float:
-    """mIoU in percent after the last step."""
+def trained(name: str, labelled: int, seed: int, changes: dict[str, Any]) -> float:
+    """mIoU in percent after the last step, with `changes` to the settings."""
     torch.set_num_threads(1)
     torch.manual_seed(seed)
     setup = Setup(Network, C, IGNORE, unlabelled=TRAIN - labelled, batch=BATCH, normalise=normalise)
-    method = build_method(name, settings_for(name, **SETTINGS), setup).train()
+    method = build_method(name, settings_for(name, **(SETTINGS | changes)), setup).train()
     optimisers, generator = method.optimisers(RECIPE), torch.Generator().manual_seed(seed)
     for step in range(STEPS):
         progress = Progress(step * EPOCHS // STEPS, EPOCHS, step, STEPS, generator)
@@ -160,12 +161,14 @@ def main() -> None:
     parser.add_argument("--labelled", type=int, default=36)
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--methods", nargs="*", choices=METHODS, default=list(METHODS))
+    parser.add_argument("--set", nargs="*", default=[], metavar="SETTING=VALUE", help="settings, values as in YAML")
     arguments = parser.parse_args()
+    changes = {key: yaml.safe_load(value) for key, value in (item.split("=", 1) for item in arguments.set)}
     print(f"| method | mIoU, %, with {arguments.labelled} of {TRAIN} labelled | standard deviation | per seed |")
     print("|---|---|---|---|")
     with ProcessPoolExecutor(2) as pool:
         runs = {
-            name: [pool.submit(trained, name, arguments.labelled, seed) for seed in range(arguments.seeds)]
+            name: [pool.submit(trained, name, arguments.labelled, seed, changes) for seed in range(arguments.seeds)]
             for name in arguments.methods
         }
         for name, futures in runs.items():
