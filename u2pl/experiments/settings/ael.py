@@ -57,12 +57,14 @@ class AEL(Equalised):
 
     # In forwards of an image: 3 x 32 of the student, 16 + 32 of the teacher, of 144 in Mean Teacher.
     step_cost: ClassVar[float] = 144 / 144
+    step_memory: ClassVar[float] = 1.02
 
 
 class U2PLAEL(Equalised, Contrast):
     """AEL with the contrast of U2PL."""
 
     step_cost: ClassVar[float] = 160 / 144  # 16 more of the teacher for the representations of `teacher_view: released`
+    step_memory: ClassVar[float] = 1.06
 
     # L_u: AEL's Eq. 12, U2PL's Eq. 3, 6 and 8, or Eq. 12 over the reliable pixels of Eq. 6
     unsupervised_term: Literal["equalised", "reliable", "both"] = "both"

@@ -15,6 +15,7 @@ class CCT(Streams):
 
     # In forwards of an image: 3 x 32, and less than one for all classifiers, of 144 in Mean Teacher. A head adds 4.4.
     step_cost: ClassVar[float] = 97 / 144
+    step_memory: ClassVar[float] = 1.05
 
     # a classifier on what the network's own classifier sees, or a head like the network's on what that head sees
     cct_decoder: Literal["classifier", "head"] = "classifier"

@@ -13,6 +13,7 @@ class CPS(Streams):
     trained: ClassVar[int] = 2
     # In forwards of an image, a backward taken as two: 2 networks x (3 x 32 + 16 for labels) of 144 in Mean Teacher.
     step_cost: ClassVar[float] = 224 / 144
+    step_memory: ClassVar[float] = 2.00
 
     # lambda. Released: with CutMix 1 on VOC and 5 on Cityscapes, without 1.5 and 6
     cps_weight: Annotated[float, Field(ge=0)] = 1.0

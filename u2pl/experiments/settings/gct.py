@@ -15,6 +15,7 @@ class GCT(Streams):
     # In forwards of an image, a backward taken as two: 2 networks x (32 + 3 x 32), and 20 for the detector, of 144 in
     # Mean Teacher. `gct_prepass: shared` saves 64.
     step_cost: ClassVar[float] = 276 / 144
+    step_memory: ClassVar[float] = 2.28
     extra_state_mb: ClassVar[float] = 100  # the detector's 8.3 M parameters and Adam's two moments of each, float32
 
     # what the networks teach each other and the detector learns from: passes of their own, or those that are trained

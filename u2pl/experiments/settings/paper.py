@@ -1,12 +1,14 @@
 """The settings of SupOnly, MT, CutMix and U2PL."""
 
-from typing import Literal
+from typing import ClassVar, Literal
 
 from u2pl.experiments.settings.common import Averaging, Contrast, Mixing, Stream, Training
 from u2pl.experiments.values import Positive
 
 
 class SupOnly(Training):
+    step_memory: ClassVar[float] = 0.52
+
     # an epoch: one pass over the labelled list, or as many steps as the semi-supervised methods take
     suponly_epoch_unit: Literal["labelled", "iterations"] = "labelled"
     suponly_group_size: Positive = 4  # labelled images on a GPU of the released code, which has four on Cityscapes, too
@@ -29,4 +31,4 @@ class CutMix(Averaging, Mixing):
 
 
 class U2PL(Averaging, Mixing, Contrast):
-    pass
+    step_memory: ClassVar[float] = 1.04

@@ -15,6 +15,7 @@ class PC2Seg(StrongView):
 
     # In forwards of an image, a backward taken as two: 16 x (3 labelled + 3 strong + 1 weak) of 144 in Mean Teacher.
     step_cost: ClassVar[float] = 112 / 144
+    step_memory: ClassVar[float] = 1.02
 
     pc2seg_consistency_weight: Annotated[float, Field(ge=0)] = 1.0  # chosen here
     pc2seg_contrast_weight: Annotated[float, Field(ge=0)] = 0.1  # chosen here

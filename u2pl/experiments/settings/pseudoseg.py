@@ -14,6 +14,7 @@ class PseudoSeg(StrongView):
     # In forwards of an image, a backward taken as two: 16 x (3 labelled + 3 strong + 1 weak + 0.7 for the encoder in
     # eval mode) of 144 in Mean Teacher.
     step_cost: ClassVar[float] = 123 / 144
+    step_memory: ClassVar[float] = 1.01
 
     pseudoseg_weight: Annotated[float, Field(ge=0)] = 1.0  # of the loss on the strong view
     pseudoseg_temperature: Annotated[float, Field(gt=0)] = 0.5  # T: below 1 sharpens
