@@ -1,6 +1,6 @@
 """Every method on images whose classes are textures, with few labels: mIoU beside SupOnly's.
 
-    .venv/bin/python tests/scene.py --labelled 36 --seeds 3
+    .venv/bin/python -m tests.scene --labelled 36 --seeds 3
 
 A small network and 600 steps, so that eleven methods take minutes on a CPU. Classes come in pairs that differ in
 wavelength alone, and colour says nothing. It answers one question: does a method learn from images without labels, or

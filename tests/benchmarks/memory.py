@@ -1,6 +1,6 @@
 """What a step's forward pass keeps for its backward pass, in GiB: counted on the meta device, which needs no GPU.
 
-    .venv/bin/python tests/benchmarks/memory.py
+    .venv/bin/python -m tests.benchmarks.memory
 
 Of float32 networks, all images on one device. Weights, their gradients and momentum come on top, as do workspaces and
 what the backward pass itself allocates.

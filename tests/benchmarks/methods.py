@@ -1,7 +1,7 @@
 """What a step of each method costs on this machine's CPU, in time and in memory, relative to Mean Teacher's.
 
-    .venv/bin/python tests/benchmarks/methods.py                            # the small network of the benchmarks
-    .venv/bin/python tests/benchmarks/methods.py --scale paper --crop 513 --batch 2 --steps 1
+    .venv/bin/python -m tests.benchmarks.methods                            # the small network of the benchmarks
+    .venv/bin/python -m tests.benchmarks.methods --scale paper --crop 513 --batch 2 --steps 1
 
 Random images, weights and labels; a whole step: forward, backward, optimisers, averages. Memory is the most bytes of
 tensors alive at once during a step above those before it, from torch's profiler, and beside it what stays: networks,

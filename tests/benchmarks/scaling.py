@@ -1,6 +1,6 @@
 """How time grows with pixels, classes, bank size and runs, measured on this machine's CPU with one thread.
 
-    .venv/bin/python tests/benchmarks/scaling.py docs/images/scaling.png
+    .venv/bin/python -m tests.benchmarks.scaling docs/images/scaling.png
 
 Each point is the median of five calls, after one that warms up. The dashed line is what proportional growth from the
 first point would give.

@@ -1,7 +1,7 @@
 """What a training step costs on this machine: images/s, peak memory, and the share of it outside the networks.
 
-    .venv/bin/python tests/benchmarks/step.py                      # U2PL at the paper's size: one large GPU
-    .venv/bin/python tests/benchmarks/step.py --scale demo --run pascal_blender-6-u2pl-seed0 --device cpu
+    .venv/bin/python -m tests.benchmarks.step                      # U2PL at the paper's size: one large GPU
+    .venv/bin/python -m tests.benchmarks.step --scale demo --run pascal_blender-6-u2pl-seed0 --device cpu
 
 Images are synthetic, weights random, batches made beforehand: loading is not measured here. "Outside" is what is left
 of a step without the passes through the networks, the backward pass and the optimiser: losses, thresholds, ranks,

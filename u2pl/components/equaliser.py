@@ -159,7 +159,7 @@ class Equaliser(nn.Module):
             own = settings.ael_confidence == "student"
             weights = (full.detach().softmax(dim=1).amax(dim=1) if own else confidence) ** settings.ael_gamma
         if settings.ael_sampling:
-            classes = full.detach().argmax(dim=1) if settings.ael_keep_by == "student" else taught.labels
+            classes = full.detach().max(dim=1).indices if settings.ael_keep_by == "student" else taught.labels
             rates = sampling.pixel_rates(self.bank.confidence, settings.ael_beta)
             weights = weights * sampling.kept_pixels(classes, rates, generator)
         if counted is not None:

@@ -63,7 +63,7 @@ def pseudo_labels(probs: Tensor, gamma_t: Tensor | float, ignore: int) -> Tensor
 
     `probs` is (B, C, H, W); returns int64 (B, H, W).
     """
-    return drop_unreliable(probs.argmax(dim=1), entropy(probs), gamma_t, ignore)
+    return drop_unreliable(probs.max(dim=1).indices, entropy(probs), gamma_t, ignore)
 
 
 def drop_unreliable(labels: Tensor, entropies: Tensor, gamma_t: Tensor | float, ignore: int) -> Tensor:

@@ -40,7 +40,7 @@ class Teacher(nn.Module):
 
     def labels(self, images: Tensor) -> Tensor:
         """The most probable class in eval mode, at the size of the images: int64 (B, H, W)."""
-        return upsample(self.view(images)["logits"], (images.shape[2], images.shape[3])).argmax(dim=1)
+        return upsample(self.view(images)["logits"], (images.shape[2], images.shape[3])).max(dim=1).indices
 
     @torch.no_grad()
     def training_view(self, images: Tensor) -> dict[str, Tensor]:

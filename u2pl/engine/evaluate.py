@@ -175,7 +175,7 @@ def evaluate(
             else:
                 logits = sliding_logits(network, inputs, settings.crop, stride, settings.batch)
             labels = masks.to(device)
-            confusion += confusion_matrix(logits.argmax(1), labels, n_classes, dataset.ignore_label).cpu()
+            confusion += confusion_matrix(logits.max(1).indices, labels, n_classes, dataset.ignore_label).cpu()
             between()
     finally:
         network.train(training)

@@ -81,7 +81,7 @@ def reliability(
             labels, predicted, entropies = [], [], []
             for _, mask, probs in _probabilities(network, spec, prepared, batch, target):
                 labels.append(mask.flatten())
-                predicted.append(probs.argmax(1).flatten().cpu())
+                predicted.append(probs.max(1).indices.flatten().cpu())
                 entropies.append(entropy(probs).flatten().cpu())
             truth, pred, h = torch.cat(labels), torch.cat(predicted), torch.cat(entropies)
             confusion += confusion_matrix(pred, truth, n_classes, ignore)

@@ -57,10 +57,11 @@ class CPS(Method):
 
         outputs = [two_streams(network, images_l, images_u, settings.streams_forward) for network in networks]
         logits = [upsample(unlabelled["logits"], size) for _, unlabelled in outputs]
-        labels = labels or [values.detach().argmax(dim=1) for values in logits]
+        labels = labels or [values.detach().max(dim=1).indices for values in logits]
         if settings.cps_labelled:
             also = [upsample(labelled["logits"], size) for labelled, _ in outputs]
-            labels = [torch.cat([values.detach().argmax(dim=1), y]) for values, y in zip(also, labels, strict=True)]
+            found = [values.detach().max(dim=1).indices for values in also]
+            labels = [torch.cat(both) for both in zip(found, labels, strict=True)]
             logits = [torch.cat(both) for both in zip(also, logits, strict=True)]
 
         first, second = (labelled_loss(own, masks, self.ignore, settings) for own, _ in outputs)
@@ -84,7 +85,7 @@ class CPS(Method):
             return None
         logits = network.train(self.settings.cps_label_mode == "train")(images)["logits"]
         network.train()
-        return upsample(logits, (images.shape[2], images.shape[3])).argmax(dim=1)
+        return upsample(logits, (images.shape[2], images.shape[3])).max(dim=1).indices
 
     def mixed(self, values: Any, partner: Tensor | None, mask: Tensor) -> Tensor:
         """Images (B, 3, H, W) or labels (B, H, W) with those of the second batch, or of the same, inside the mask."""
