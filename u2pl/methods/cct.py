@@ -62,7 +62,7 @@ class CCT(Method):
         prediction = self.probabilities(unlabelled["logits"].detach(), size)
         foreground = torch.ones_like(prediction[:, 0], dtype=torch.bool)
         if settings.cct_background == "class_0":
-            foreground = prediction.argmax(dim=1) != 0
+            foreground = prediction.max(dim=1).indices != 0
 
         # Each auxiliary decoder sees a perturbation of its own.
         features = unlabelled["decoded" if settings.cct_decoder == "classifier" else "features"]
