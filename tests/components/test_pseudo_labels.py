@@ -28,6 +28,15 @@ def cross_entropies(logits: torch.Tensor, labels: torch.Tensor) -> list[list[flo
     return images
 
 
+@pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
+def test_most_probable_takes_the_first_of_equal_classes(layout: torch.memory_format) -> None:
+    scores = torch.randint(3, (B, C, H, W), generator=torch.Generator().manual_seed(0)).float()
+    found = pl.most_probable(scores.contiguous(memory_format=layout))
+    for i, y, x in np.ndindex(B, H, W):
+        column = scores[i, :, y, x].tolist()
+        assert found[i, y, x] == column.index(max(column))
+
+
 def test_entropy_is_eq_5_and_certainty_is_zero() -> None:
     probs = probabilities()
     found = pl.entropy(probs).numpy()

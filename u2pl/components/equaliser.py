@@ -13,7 +13,7 @@ from u2pl.components.copy_paste import component_boxes, copy_paste
 from u2pl.components.groups import extent
 from u2pl.components.mixing import boxes_for
 from u2pl.components.outputs import two_streams
-from u2pl.components.pseudo_labels import pixel_losses
+from u2pl.components.pseudo_labels import most_probable, pixel_losses
 from u2pl.components.resize import nearest, upsample
 from u2pl.components.teacher import Teacher
 from u2pl.ranks.collectives import all_gather, share, world_size
@@ -159,7 +159,7 @@ class Equaliser(nn.Module):
             own = settings.ael_confidence == "student"
             weights = (full.detach().softmax(dim=1).amax(dim=1) if own else confidence) ** settings.ael_gamma
         if settings.ael_sampling:
-            classes = full.detach().max(dim=1).indices if settings.ael_keep_by == "student" else taught.labels
+            classes = most_probable(full.detach()) if settings.ael_keep_by == "student" else taught.labels
             rates = sampling.pixel_rates(self.bank.confidence, settings.ael_beta)
             weights = weights * sampling.kept_pixels(classes, rates, generator)
         if counted is not None:

@@ -15,6 +15,14 @@ def entropy(probs: Tensor) -> Tensor:
     return torch.special.entr(probs).sum(dim=1)
 
 
+def most_probable(scores: Tensor) -> Tensor:
+    """The class of the highest score at each pixel, the first of equal ones: (B, C, H, W) -> int64 (B, H, W).
+
+    `argmax` gives the same, but on CPUs it is several times slower over a dimension that is not the last.
+    """
+    return scores.max(dim=1).indices
+
+
 def alpha_t(
     alpha_0: float, epoch: int, epochs: int, counted: str = "from_0", warmup: int = 0, *, dynamic: bool = True
 ) -> float:
@@ -63,7 +71,7 @@ def pseudo_labels(probs: Tensor, gamma_t: Tensor | float, ignore: int) -> Tensor
 
     `probs` is (B, C, H, W); returns int64 (B, H, W).
     """
-    return drop_unreliable(probs.max(dim=1).indices, entropy(probs), gamma_t, ignore)
+    return drop_unreliable(most_probable(probs), entropy(probs), gamma_t, ignore)
 
 
 def drop_unreliable(labels: Tensor, entropies: Tensor, gamma_t: Tensor | float, ignore: int) -> Tensor:

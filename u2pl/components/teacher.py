@@ -11,6 +11,7 @@ from torch.func import functional_call
 
 from u2pl.components.ema import ema_update
 from u2pl.components.progress import Progress
+from u2pl.components.pseudo_labels import most_probable
 from u2pl.components.resize import upsample
 
 if TYPE_CHECKING:
@@ -40,7 +41,7 @@ class Teacher(nn.Module):
 
     def labels(self, images: Tensor) -> Tensor:
         """The most probable class in eval mode, at the size of the images: int64 (B, H, W)."""
-        return upsample(self.view(images)["logits"], (images.shape[2], images.shape[3])).max(dim=1).indices
+        return most_probable(upsample(self.view(images)["logits"], (images.shape[2], images.shape[3])))
 
     @torch.no_grad()
     def training_view(self, images: Tensor) -> dict[str, Tensor]:

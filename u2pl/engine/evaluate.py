@@ -12,6 +12,7 @@ from torch.nn import functional
 from torch.utils.data import DataLoader
 from torch.utils.data import Dataset as TorchDataset
 
+from u2pl.components.pseudo_labels import most_probable
 from u2pl.data.augment import centre_crop, normalise
 from u2pl.data.batches import SegmentationFolder, outlive_signals
 from u2pl.data.lists import read_ids
@@ -175,7 +176,7 @@ def evaluate(
             else:
                 logits = sliding_logits(network, inputs, settings.crop, stride, settings.batch)
             labels = masks.to(device)
-            confusion += confusion_matrix(logits.max(1).indices, labels, n_classes, dataset.ignore_label).cpu()
+            confusion += confusion_matrix(most_probable(logits), labels, n_classes, dataset.ignore_label).cpu()
             between()
     finally:
         network.train(training)

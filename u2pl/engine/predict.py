@@ -11,7 +11,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from u2pl.components.pseudo_labels import drop_unreliable, entropy, entropy_threshold
+from u2pl.components.pseudo_labels import drop_unreliable, entropy, entropy_threshold, most_probable
 from u2pl.data.augment import normalise
 from u2pl.data.batches import SegmentationFolder
 from u2pl.data.images import UInt8
@@ -81,7 +81,7 @@ def reliability(
             labels, predicted, entropies = [], [], []
             for _, mask, probs in _probabilities(network, spec, prepared, batch, target):
                 labels.append(mask.flatten())
-                predicted.append(probs.max(1).indices.flatten().cpu())
+                predicted.append(most_probable(probs).flatten().cpu())
                 entropies.append(entropy(probs).flatten().cpu())
             truth, pred, h = torch.cat(labels), torch.cat(predicted), torch.cat(entropies)
             confusion += confusion_matrix(pred, truth, n_classes, ignore)

@@ -58,7 +58,7 @@ class Archive(Strict):
 
     @property
     def by_hand(self) -> bool:
-        """Whether a file that stands there may be the user's own, which is checked but never replaced."""
+        """True if the user may have put the file there: it is then verified, but never replaced."""
         return not self.url or self.url.startswith("cityscapes:")
 
     @property

@@ -11,6 +11,7 @@ from u2pl.components.feature_perturbations import Perturbations
 from u2pl.components.outputs import channels_of, summed, two_streams
 from u2pl.components.precision import at_least_float32
 from u2pl.components.progress import Progress
+from u2pl.components.pseudo_labels import most_probable
 from u2pl.components.rampup import sigmoid_rampup
 from u2pl.components.resize import upsample
 from u2pl.components.supervised import labelled_loss
@@ -62,7 +63,7 @@ class CCT(Method):
         prediction = self.probabilities(unlabelled["logits"].detach(), size)
         foreground = torch.ones_like(prediction[:, 0], dtype=torch.bool)
         if settings.cct_background == "class_0":
-            foreground = prediction.max(dim=1).indices != 0
+            foreground = most_probable(prediction) != 0
 
         # Each auxiliary decoder sees a perturbation of its own.
         features = unlabelled["decoded" if settings.cct_decoder == "classifier" else "features"]

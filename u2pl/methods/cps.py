@@ -13,7 +13,7 @@ from u2pl.components.groups import extent
 from u2pl.components.mixing import boxes_for, cutmix, three_boxes_for
 from u2pl.components.outputs import summed, two_streams
 from u2pl.components.progress import Progress
-from u2pl.components.pseudo_labels import supervised_loss
+from u2pl.components.pseudo_labels import most_probable, supervised_loss
 from u2pl.components.resize import upsample
 from u2pl.components.supervised import labelled_loss
 from u2pl.methods.method import Batch, Losses, Method, Setup
@@ -57,10 +57,10 @@ class CPS(Method):
 
         outputs = [two_streams(network, images_l, images_u, settings.streams_forward) for network in networks]
         logits = [upsample(unlabelled["logits"], size) for _, unlabelled in outputs]
-        labels = labels or [values.detach().max(dim=1).indices for values in logits]
+        labels = labels or [most_probable(values.detach()) for values in logits]
         if settings.cps_labelled:
             also = [upsample(labelled["logits"], size) for labelled, _ in outputs]
-            found = [values.detach().max(dim=1).indices for values in also]
+            found = [most_probable(values.detach()) for values in also]
             labels = [torch.cat(both) for both in zip(found, labels, strict=True)]
             logits = [torch.cat(both) for both in zip(also, logits, strict=True)]
 
@@ -85,7 +85,7 @@ class CPS(Method):
             return None
         logits = network.train(self.settings.cps_label_mode == "train")(images)["logits"]
         network.train()
-        return upsample(logits, (images.shape[2], images.shape[3])).max(dim=1).indices
+        return most_probable(upsample(logits, (images.shape[2], images.shape[3])))
 
     def mixed(self, values: Any, partner: Tensor | None, mask: Tensor) -> Tensor:
         """Images (B, 3, H, W) or labels (B, H, W) with those of the second batch, or of the same, inside the mask."""

@@ -17,6 +17,7 @@ from u2pl.components.pseudo_labels import (
     drop_unreliable,
     entropy,
     group_percentiles,
+    most_probable,
     unsupervised_loss,
 )
 from u2pl.components.resize import nearest, upsample
@@ -109,7 +110,7 @@ class U2PL(Method):
         output = self.teacher.view(torch.cat([labelled, unlabelled if before_mix else mixed]))
         full = upsample(output["logits"][n:], (mixed.shape[2], mixed.shape[3])).softmax(dim=1)
         probs, representation = at_least_float32(output["logits"]).softmax(dim=1), output["representation"]
-        view = View(full.max(dim=1).indices, entropy(full), probs, representation)
+        view = View(most_probable(full), entropy(full), probs, representation)
         if before_mix:
             small = nearest(boxes, (probs.shape[2], probs.shape[3]))
             dense = [torch.cat([values[:n], cutmix(values[n:], small, group)]) for values in (probs, representation)]

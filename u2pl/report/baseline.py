@@ -84,7 +84,7 @@ def measure(suite: Suite, results: Path, run: str) -> dict[str, Any]:
 
 
 def write_baseline(suite: Suite, results: Path, target: Path) -> None:
-    """Write a row for each of the suite's baseline runs to the CSV file `target`, atomically."""
+    """Write one row per baseline run of the suite to the CSV file `target`, atomically."""
     rows = pd.DataFrame([measure(suite, results, run) for run in suite.baseline_runs], columns=COLUMNS)
     with atomic_path(target) as temporary:
         rows.to_csv(temporary, index=False, lineterminator="\n")

@@ -1,4 +1,4 @@
-"""The one long table of results, a row for each cell of each table; and what differs between the rows of a table."""
+"""The long table of results, one row per cell of every table, and the paired differences between table rows."""
 
 import json
 import math

@@ -80,7 +80,7 @@ class Grid:
 def lay_out(cells: pd.DataFrame, table: Table, name: str, where: Path) -> Grid:
     """Arrange the cells of the table `name` as `table` declares its rows and columns.
 
-    Raises UserError naming `where` if a cell is missing or stands there more than once.
+    Raises UserError naming `where` if a cell is missing or appears more than once.
     """
     own = cells[cells["table"] == name]
     many = len({column.protocol for column in table.columns}) > 1
