@@ -15,6 +15,7 @@ from u2pl.components.mixing import boxes_for
 from u2pl.components.outputs import two_streams
 from u2pl.components.pseudo_labels import most_probable, pixel_losses
 from u2pl.components.resize import nearest, upsample
+from u2pl.components.taught import Truth
 from u2pl.components.teacher import Teacher
 from u2pl.ranks.collectives import all_gather, share, world_size
 
@@ -89,6 +90,10 @@ class Equaliser(nn.Module):
     def unlabelled(self, batch: dict[str, Tensor]) -> Tensor:
         """All unmixed unlabelled images: those of the batch, and then those that the bank has chosen for them."""
         return torch.cat([batch["image_u"], batch["image_p"]]) if self.by_bank else batch["image_u"]
+
+    def truth(self, truth: Truth) -> Tensor:
+        """That of all unmixed images, as `unlabelled` has them."""
+        return torch.cat([truth["truth_u"], truth["truth_p"]]) if self.by_bank else truth["truth_u"]
 
     def look(
         self, teacher: Teacher, labelled: Tensor, unlabelled: Tensor

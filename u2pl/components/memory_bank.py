@@ -26,6 +26,7 @@ class MemoryBank(nn.Module):
     head: Tensor
     capacity: Tensor
     start: Tensor
+    newest: tuple[Tensor, Tensor]  # of the last push, for diagnostics: see `NewKeys`; no state
 
     def __init__(self, capacities: Sequence[int], channels: int, *, saved: bool = True) -> None:
         super().__init__()
@@ -63,6 +64,7 @@ class MemoryBank(nn.Module):
         self.keys.index_copy_(0, slots, fetch(rows, pixels if places is None else places[pixels]))
         self.head.add_(pushed).remainder_(self.capacity)
         self.count.add_(pushed).clamp_(max=self.capacity)
+        self.newest = surviving, torch.arange(order.shape[1], device=order.device) if places is None else places
 
     def rows(self, classes: Tensor, places: Tensor) -> Tensor:
         """Rows of `keys` of the `places`-th oldest vectors in the rings of `classes`: int64, broadcast together.

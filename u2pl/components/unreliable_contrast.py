@@ -12,6 +12,7 @@ from u2pl.components.contrast_released import negatives_of_own_class, positional
 from u2pl.components.groups import extent
 from u2pl.components.memory_bank import MemoryBank
 from u2pl.components.resize import nearest
+from u2pl.components.taught import NewKeys
 from u2pl.ranks.collectives import all_gather, share
 
 if TYPE_CHECKING:
@@ -114,6 +115,10 @@ class UnreliableContrast(nn.Module):
             banks=positional_banks(present) if settings.anchor_class_indexing == "released" else None,
             present=present if settings.contrastive_normaliser == "released" else None,
         )
+
+    def new_keys(self, view: View, masks: Tensor) -> NewKeys:
+        """What the bank took in the last step, of these."""
+        return NewKeys(*self.bank.newest, masks, (view.probs.shape[2], view.probs.shape[3]))
 
     def members(self, labels: Tensor) -> Tensor:
         """The classes of a stream's labels (B, h, w) at each pixel: bool (B, C, h, w)."""

@@ -13,7 +13,7 @@ from torch.utils.data import Dataset as TorchDataset
 from torchvision import tv_tensors
 
 from u2pl.data.augment import WeakAugmentation, weak_augmentation
-from u2pl.data.chosen import ChosenImages
+from u2pl.data.chosen import ChosenImages, observes
 from u2pl.data.images import check_labels, check_size, decode_image, decode_mask, read_bytes
 from u2pl.errors import UserError
 from u2pl.experiments.records import PreparedManifest, read
@@ -58,17 +58,27 @@ class SegmentationFolder(TorchDataset[Sample]):
 
     def __getitem__(self, index: int) -> Sample:
         image = self.image(index)
-        path = self.prepared.mask(self.ids[index])
-        labels = decode_mask(read_bytes(path), path)
-        check_size(labels, (image.shape[-2], image.shape[-1]), path)
-        check_labels(labels, self.n_classes, self.ignore_label, path)
-        return image, tv_tensors.Mask(torch.from_numpy(labels))
+        return image, self.mask(index, (image.shape[-2], image.shape[-1]))
 
     def image(self, index: int) -> tv_tensors.Image:
         """The image alone; its mask is not read."""
         path = self.prepared.images / f"{self.ids[index]}{self.suffix}"
         pixels = decode_image(read_bytes(path), path)
         return tv_tensors.Image(torch.from_numpy(pixels).permute(2, 0, 1).contiguous())
+
+    def mask(self, index: int, size: tuple[int, int]) -> tv_tensors.Mask:
+        """The mask alone, which must have the image's size."""
+        path = self.prepared.mask(self.ids[index])
+        labels = decode_mask(read_bytes(path), path)
+        check_size(labels, size, path)
+        check_labels(labels, self.n_classes, self.ignore_label, path)
+        return tv_tensors.Mask(torch.from_numpy(labels))
+
+    def truth(self, index: int, size: tuple[int, int]) -> tv_tensors.Mask:
+        """The mask where there is a file, else one of `ignore_label` alone: unlabelled images need none."""
+        if self.prepared.mask(self.ids[index]).is_file():
+            return self.mask(index, size)
+        return tv_tensors.Mask(torch.full(size, self.ignore_label, dtype=torch.uint8))
 
 
 class TrainBatches:
@@ -78,7 +88,8 @@ class TrainBatches:
     that is too short for them starts another pass in a new order, amid a batch if need be. Orders and augmentations
     come from (recipe seed, epoch, stream, position) alone: batches do not depend on the number of workers, and an epoch
     can be entered without those before it. Of `ranks` processes, the one called `rank` loads its stretch of each batch
-    only; `images` is its length. Raises UserError if a batch has no equal stretches.
+    only; `images` is its length. `truth_every`: the first of every so many steps of an epoch also carries the masks of
+    its unlabelled images; 0: none does. Raises UserError if a batch has no equal stretches.
     """
 
     def __init__(
@@ -93,12 +104,20 @@ class TrainBatches:
         *,
         rank: int = 0,
         ranks: int = 1,
+        truth_every: int = 0,
     ) -> None:
         if not labelled_ids:
             raise UserError("labelled list", "no image", "one or more")
         pad_label = dataset.ignore_label if settings.crop_pad_label_train == "ignore" else 0
-        look = pad_label, dataset.mean, settings.label_resize
-        transforms = {draw: weak_augmentation(recipe.crop, settings.scale_range(draw), *look) for draw in _DRAWS}
+
+        def transform(draw: Draw) -> WeakAugmentation:
+            # Nothing is trained on the masks of unlabelled images, and nothing is counted where these are padded.
+            label = pad_label if draw.startswith("labelled") else dataset.ignore_label
+            return weak_augmentation(
+                recipe.crop, settings.scale_range(draw), label, dataset.mean, settings.label_resize
+            )
+
+        transforms = {draw: transform(draw) for draw in _DRAWS}
 
         def folder(ids: Sequence[str]) -> SegmentationFolder:
             return SegmentationFolder(prepared, ids, n_classes=len(dataset.classes), ignore_label=dataset.ignore_label)
@@ -113,7 +132,7 @@ class TrainBatches:
             raise UserError("recipe: batch", f"{batch} images a step for {ranks} ranks", f"a multiple of {ranks}")
         self.images = batch // ranks
         stretch = range(rank * self.images, (rank + 1) * self.images)
-        self._steps = _Steps(*folders, transforms, settings.streams, steps, batch, stretch, seed)
+        self._steps = _Steps(*folders, transforms, settings.streams, steps, batch, stretch, seed, truth_every)
         self._order = _Order()
         self._loader = DataLoader(
             self._steps,
@@ -129,7 +148,7 @@ class TrainBatches:
         self.chosen: ChosenImages | None = None
         if "chosen" in settings.streams:
             reading = folders[1].image, transforms["unlabelled"], self._steps.chosen_numbers
-            self.chosen = ChosenImages(*reading, batch, stretch, workers)
+            self.chosen = ChosenImages(*reading, batch, stretch, workers, folders[1].truth, truth_every)
 
     def __len__(self) -> int:
         """Steps an epoch."""
@@ -145,7 +164,9 @@ class TrainBatches:
         - valid: valid_l, valid_u, ... (B, h, w) bool, one per image_*: False where the crop is padded
         - raw: raw_u, the bytes of image_u, which stay bytes when images are normalised
 
-        The images of `chosen`, image_p, are not among them: a step chooses those of the next, see `chosen`.
+        The images of `chosen`, image_p, are not among them: a step chooses those of the next, see `chosen`. Every
+        `truth_every` steps truth_u, and truth_u2 if there is image_u2, (B, h, w) uint8, are the masks of those images,
+        the ignore label where there is none and where the crop is padded: for diagnostics, no method sees them.
 
         If nothing is unlabelled, the labelled list takes that list's place. Raises UserError as `SegmentationFolder`
         does.
@@ -189,9 +210,11 @@ class _Steps(TorchDataset[dict[str, Any]]):
         batch: int,
         stretch: range,
         seed: int,
+        truth_every: int,
     ) -> None:
         self.labelled, self.unlabelled, self.transforms, self.streams = labelled, unlabelled, transforms, streams
         self.steps, self.batch, self.stretch, self.seed = steps, batch, stretch, seed
+        self.truth_every = truth_every
 
     def __len__(self) -> int:
         return self.steps
@@ -212,12 +235,15 @@ class _Steps(TorchDataset[dict[str, Any]]):
         number, end = _DRAWS[draw]
         masked = draw.startswith("labelled")
         folder = self.labelled if masked else self.unlabelled
-        names = ["image"] + ["mask"] * masked + ["valid"] * ("valid" in self.streams)
+        observed = not masked and observes(step, self.truth_every)
+        names = ["image"] + ["mask"] * masked + ["truth"] * observed + ["valid"] * ("valid" in self.streams)
         positions = range(step * self.batch + self.stretch.start, step * self.batch + self.stretch.stop)
         indices = [self._index(folder, epoch, number, position) for position in positions]
         samples = []
         for position, index in zip(positions, indices, strict=True):
             sample: list[Tensor] = [*folder[index]] if masked else [folder.image(index)]
+            if observed:
+                sample.append(folder.truth(index, (sample[0].shape[-2], sample[0].shape[-1])))
             if "valid" in self.streams:
                 sample.append(tv_tensors.Mask(torch.ones(sample[0].shape[-2:], dtype=torch.bool)))
             with seeded(self.seed, epoch, number, position):

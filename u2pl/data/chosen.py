@@ -11,6 +11,11 @@ from torchvision import tv_tensors
 from u2pl.data.augment import WeakAugmentation
 
 
+def observes(step: int, every: int) -> bool:
+    """Whether a step of an epoch is one of those, the first of every so many, whose pseudo-labels are measured."""
+    return every > 0 and step % every == 0
+
+
 class ChosenImages:
     """One rank's share of the images that a step has chosen for the next, augmented like any other.
 
@@ -19,7 +24,8 @@ class ChosenImages:
     asked for before an interruption is asked for again.
 
     image: the unlabelled image at a place in the list; numbers: the random numbers for an epoch and a position;
-    stretch: this rank's places in a batch of `batch` images.
+    stretch: this rank's places in a batch of `batch` images; truth: the mask of the image at a place, given its size,
+    which is read for the first of every `truth_every` steps of an epoch (0: for none).
     """
 
     def __init__(
@@ -30,16 +36,20 @@ class ChosenImages:
         batch: int,
         stretch: range,
         threads: int,
+        truth: Callable[[int, tuple[int, int]], tv_tensors.Mask] | None = None,
+        truth_every: int = 0,
     ) -> None:
         self.image, self.transform, self.numbers, self.batch, self.stretch = image, transform, numbers, batch, stretch
+        self.truth, self.truth_every = truth, truth_every
         self._pool = ThreadPoolExecutor(max(1, threads), "chosen-images")
-        self._coming: dict[tuple[int, int], list[Future[Tensor]]] = {}
+        self._coming: dict[tuple[int, int], list[Future[list[Tensor]]]] = {}
 
     def ask(self, places: Sequence[int], epoch: int, step: int) -> None:
         """Start to load this rank's share of `places` in the unlabelled list, those of a whole batch, for a step."""
         self._coming.clear()
         own = [(places[slot], self.numbers(epoch, step * self.batch + slot)) for slot in self.stretch]
-        self._coming[epoch, step] = [self._pool.submit(self._load, *each) for each in own]
+        observed = observes(step, self.truth_every)
+        self._coming[epoch, step] = [self._pool.submit(self._load, *each, observed) for each in own]
 
     def coming(self, epoch: int, step: int) -> bool:
         """Whether the images of a step have been asked for."""
@@ -47,7 +57,11 @@ class ChosenImages:
 
     def take(self, epoch: int, step: int) -> Tensor:
         """The images that were asked for, uint8 (B, 3, h, w). Raises UserError as `SegmentationFolder` does."""
-        return torch.stack([each.result() for each in self._coming.pop((epoch, step))])
+        return torch.stack([each.result()[0] for each in self._coming.pop((epoch, step))])
+
+    def masks(self, epoch: int, step: int) -> Tensor:
+        """Those of an observed step's images, uint8 (B, h, w), before these are taken."""
+        return torch.stack([each.result()[1] for each in self._coming[epoch, step]])
 
     def settle(self) -> None:
         """Wait for what is being loaded: before a process is forked, whose copy of a busy thread's locks stays shut."""
@@ -59,8 +73,10 @@ class ChosenImages:
         """Drop what was asked for."""
         self._coming.clear()
 
-    def _load(self, place: int, draws: Sequence[float]) -> Tensor:
-        image: Any = self.image(place)
-        params = self.transform.window((image.shape[-2], image.shape[-1]), draws)
-        loaded: Tensor = self.transform.transform(image, params).as_subclass(Tensor)
-        return loaded
+    def _load(self, place: int, draws: Sequence[float], observed: bool) -> list[Tensor]:
+        sample: list[Any] = [self.image(place)]
+        size = sample[0].shape[-2], sample[0].shape[-1]
+        if observed and self.truth is not None:
+            sample.append(self.truth(place, size))
+        params = self.transform.window(size, draws)
+        return [self.transform.transform(values, params).as_subclass(Tensor) for values in sample]

@@ -14,6 +14,7 @@ from u2pl.data.augment import normalise
 from u2pl.data.batches import TrainBatches
 from u2pl.data.lists import read_ids
 from u2pl.engine import checkpoints
+from u2pl.engine.diagnosis import OBSERVE_EVERY, Diagnosis
 from u2pl.engine.evaluate import evaluate, mean_iou, network_of, pad_label, validation_ids
 from u2pl.engine.optimisers import assert_all_optimised, poly, set_rates
 from u2pl.engine.seeding import random_state, restore_random_state, seed_everything
@@ -63,6 +64,7 @@ class Trainer:
             spec.seed,
             rank=rank(),
             ranks=world_size(),
+            truth_every=OBSERVE_EVERY,
         )
         setup = Setup(
             network,
@@ -81,6 +83,7 @@ class Trainer:
         self.steps = recipe.epochs * len(self.batches)
         self.epoch = self.index = self.images = 0
         self.sums: dict[str, Tensor] = {}  # of the present epoch's losses
+        self.diagnosis = Diagnosis(len(dataset.classes), dataset.ignore_label)
         self.history: list[dict[str, float]] = []
         self.best: dict[str, Any] | None = None
         self.bad_step = torch.tensor(-1, device=device)  # the first with a non-finite loss
@@ -121,6 +124,7 @@ class Trainer:
         row: dict[str, float] = {"epoch": self.epoch, "step": self.epoch * len(self.batches)}
         row["lr"] = float(self.optimisers[0].param_groups[0]["lr"])
         row |= {name: float(value) / len(self.batches) for name, value in self.sums.items()}
+        row |= self.diagnosis.row()
         images, seconds = self.before
         row["images_per_s"] = (self.images - images) / (self.training_seconds - seconds)
         self.history.append(row)
@@ -140,13 +144,20 @@ class Trainer:
             steps=self.steps,
             generator=self.generator,
         )
+        truth = {name: value for name, value in batch.items() if name.startswith("truth")}
+        batch = {name: value for name, value in batch.items() if name not in truth}  # the method must not see it
         self._ask_for_chosen(step)  # only where no step has: the first one here
-        if self.batches.chosen and self.batches.chosen.coming(*self._place(step)):
+        if (chosen := self.batches.chosen) and chosen.coming(*self._place(step)):
+            truth |= {"truth_p": chosen.masks(*self._place(step))} if truth else {}
             # In a batch of its own: the images that are counted are the loader's.
-            batch = batch | {"image_p": self.batches.chosen.take(*self._place(step))}
+            batch |= {"image_p": chosen.take(*self._place(step))}
         half = recipe.precision == "bf16"
         with torch.autocast(self.device.type, torch.bfloat16, enabled=half):
             parts: dict[str, Tensor] = self.forward(self._to_device(batch), progress)
+        taught, self.method.taught = self.method.taught, None
+        if taught is not None and truth:
+            self.diagnosis.observe(taught, self._to_device(truth))
+        del taught  # its tensors are not to be kept during the backward pass
         self._ask_for_chosen(step + 1)  # they are loaded while the gradients are computed
         loss = parts["loss"]
         bad = ~torch.isfinite(loss.detach()) & (self.bad_step < 0)
@@ -234,6 +245,7 @@ class Trainer:
             "epoch": self.epoch,
             "index": self.index,
             "sums": self.sums,
+            "diagnosis": self.diagnosis.counts,
             "method": self.method.state_dict(),
             "optimisers": [optimiser.state_dict() for optimiser in self.optimisers],
             "random": random_state(self.generator),
@@ -246,6 +258,7 @@ class Trainer:
         """Go back to what `state` returned."""
         self.epoch, self.index = state["epoch"], state["index"]
         self.sums = {name: value.to(self.device) for name, value in state["sums"].items()}
+        self.diagnosis.counts = {name: value.to(self.device) for name, value in state["diagnosis"].items()}
         self.history, self.best = state["history"], state["best"]
         self.images, self.seconds, self.training_seconds, *before = state["counters"]
         self.before = (before[0], before[1])

@@ -230,6 +230,15 @@ class HistoryRow(BaseModel):
     loss: Annotated[float, Field(allow_inf_nan=False)]
     images_per_s: Rate
     val_miou: Percent | None = None  # of the epochs that were validated
+    # Where truth of unlabelled images is known: see docs/results.md
+    pseudo_miou: Percent | None = None
+    pseudo_accuracy: Percent | None = None
+    reliable_share: Percent | None = None
+    reliable_accuracy: Percent | None = None
+    key_purity: Percent | None = None
+    unlabelled_key_purity: Percent | None = None
+    new_keys: Amount | None = None
+    new_key_classes: Amount | None = None
 
 
 def write_history(path: Path, rows: Sequence[dict[str, float]]) -> None:

@@ -10,6 +10,7 @@ from u2pl.components.equaliser import Equaliser, Guess, guess
 from u2pl.components.outputs import summed, two_streams
 from u2pl.components.progress import Progress
 from u2pl.components.supervised import labelled_loss
+from u2pl.components.taught import Taught
 from u2pl.components.teacher import Teacher
 from u2pl.methods.method import Batch, Losses, Method, Setup
 
@@ -58,6 +59,8 @@ class AEL(Method):
         unmixed = guess(of_unlabelled["logits"], size)
         mix = equaliser.mixture(unmixed.labels, batch, generator)
         mixed, taught = mix(images_u), Guess(mix(unmixed.labels), mix(unmixed.confidence))
+        kept = taught.confidence >= settings.ael_threshold if settings.ael_threshold > 0 else None
+        self.taught = Taught(taught.labels, lambda truth: mix(equaliser.truth(truth)), kept)
         if settings.ael_teacher_mode == "eval":
             self.teacher.observe(mixed)
 

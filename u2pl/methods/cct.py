@@ -15,6 +15,7 @@ from u2pl.components.pseudo_labels import most_probable
 from u2pl.components.rampup import sigmoid_rampup
 from u2pl.components.resize import upsample
 from u2pl.components.supervised import labelled_loss
+from u2pl.components.taught import Taught, unmixed
 from u2pl.methods.method import Batch, Losses, Method, Setup
 from u2pl.models.deeplab import head
 from u2pl.ranks.collectives import all_reduce_sum, world_size
@@ -61,6 +62,7 @@ class CCT(Method):
         # The main prediction p teaches; where its class is not the background, there are objects.
         size = (masks.shape[1], masks.shape[2])
         prediction = self.probabilities(unlabelled["logits"].detach(), size)
+        self.taught = Taught(prediction, unmixed)
         foreground = torch.ones_like(prediction[:, 0], dtype=torch.bool)
         if settings.cct_background == "class_0":
             foreground = most_probable(prediction) != 0

@@ -16,6 +16,7 @@ from u2pl.components.progress import Progress
 from u2pl.components.pseudo_labels import most_probable, supervised_loss
 from u2pl.components.resize import upsample
 from u2pl.components.supervised import labelled_loss
+from u2pl.components.taught import Taught, Truth
 from u2pl.methods.method import Batch, Losses, Method, Setup
 
 if TYPE_CHECKING:
@@ -49,6 +50,7 @@ class CPS(Method):
         n, size, networks = len(images_l), (masks.shape[1], masks.shape[2]), (self.first, self.second)
 
         labels: list[Tensor] = []
+        mask: Tensor | None = None
         if settings.cps_mixing == "cutmix":
             mask = self.mask(images_u, progress.generator)
             partner = batch.get("image_u2")
@@ -58,6 +60,7 @@ class CPS(Method):
         outputs = [two_streams(network, images_l, images_u, settings.streams_forward) for network in networks]
         logits = [upsample(unlabelled["logits"], size) for _, unlabelled in outputs]
         labels = labels or [most_probable(values.detach()) for values in logits]
+        self.taught = Taught(labels[1], lambda truth: self.truth(truth, mask))  # what the first network learns
         if settings.cps_labelled:
             also = [upsample(labelled["logits"], size) for labelled, _ in outputs]
             found = [most_probable(values.detach()) for values in also]
@@ -74,6 +77,10 @@ class CPS(Method):
         if self.settings.cps_masks == "three_boxes":
             return three_boxes_for(images, generator)
         return boxes_for(images, 1.0, generator)
+
+    def truth(self, truth: Truth, mask: Tensor | None) -> Tensor:
+        """Of the images as they are learned."""
+        return truth["truth_u"] if mask is None else self.mixed(truth["truth_u"], truth.get("truth_u2"), mask)
 
     @torch.no_grad()
     def labels(self, network: nn.Module, images: Tensor | None) -> Tensor | None:

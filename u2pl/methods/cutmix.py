@@ -14,6 +14,7 @@ from u2pl.components.progress import Progress
 from u2pl.components.pseudo_labels import unsupervised_loss
 from u2pl.components.resize import upsample
 from u2pl.components.supervised import labelled_loss
+from u2pl.components.taught import Taught
 from u2pl.components.teacher import Teacher
 from u2pl.methods.method import Batch, Losses, Method, Setup
 
@@ -54,6 +55,7 @@ class CutMix(Method):
             labels = cutmix(self.teacher.labels(images_u), boxes, settings.group_size)
         else:
             labels = self.teacher.labels(mixed)
+        self.taught = Taught(labels, lambda truth: cutmix(truth["truth_u"], boxes, settings.group_size))
         images = torch.cat([images_l, mixed])
         self.teacher.observe(images)
 

@@ -16,6 +16,7 @@ from u2pl.components.progress import Progress
 from u2pl.components.rampup import sigmoid_rampup
 from u2pl.components.resize import upsample
 from u2pl.components.supervised import labelled_loss
+from u2pl.components.taught import Taught, unmixed
 from u2pl.methods.method import Batch, Losses, Method, Setup
 from u2pl.models.flaw_detector import FlawDetector
 
@@ -73,6 +74,8 @@ class GCT(Method):
         flaws = [self.detector(images, p) for p in before]
         one, two = (handled(values.detach(), settings.gct_low_maps) for values in flaws)
         targets, both_bad = consistency_targets((before[0], before[1]), (one, two), settings.gct_threshold)
+
+        self.taught = Taught(targets[0][n:], unmixed)  # what the first network learns
 
         # 1. The networks learn from labels, from each other, and where both are bad from the frozen detector.
         first, second = (labelled_loss(own, masks, self.ignore, settings) for own, _ in trained)

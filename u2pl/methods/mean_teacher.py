@@ -13,6 +13,7 @@ from u2pl.components.progress import Progress
 from u2pl.components.pseudo_labels import unsupervised_loss
 from u2pl.components.resize import upsample
 from u2pl.components.supervised import labelled_loss
+from u2pl.components.taught import Taught, unmixed
 from u2pl.components.teacher import Teacher
 from u2pl.methods.method import Batch, Losses, Method, Setup
 
@@ -48,6 +49,7 @@ class MeanTeacher(Method):
 
         images_u = batch["image_u"]
         labels = self.teacher.labels(images_u)
+        self.taught = Taught(labels, unmixed)
         images = torch.cat([images_l, images_u])
         self.teacher.observe(images)
 

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from u2pl.components.progress import Progress
+from u2pl.components.taught import Taught
 from u2pl.models import DeepLab
 
 if TYPE_CHECKING:
@@ -53,6 +54,8 @@ class Method(nn.Module, ABC):
     def __init__(self, settings: Training, setup: Setup) -> None:
         super().__init__()
         self.settings, self.n_classes, self.ignore = settings, setup.n_classes, setup.ignore
+        # What `forward` taught by pseudo-labels, left there for the engine, which takes it away: diagnostics alone.
+        self.taught: Taught | None = None
 
     @abstractmethod
     def forward(self, batch: Batch, progress: Progress) -> Losses:

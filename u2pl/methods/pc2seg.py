@@ -18,6 +18,7 @@ from u2pl.components.progress import Progress
 from u2pl.components.resize import nearest
 from u2pl.components.strong_view import strong_view
 from u2pl.components.supervised import labelled_loss
+from u2pl.components.taught import Taught, unmixed
 from u2pl.methods.method import Batch, Losses, Method, Setup
 
 if TYPE_CHECKING:
@@ -58,6 +59,7 @@ class PC2Seg(Method):
         # L2 consistency of the predictions, at the size of the output.
         size = weak["logits"].shape[2], weak["logits"].shape[3]
         probs = at_least_float32(weak["logits"]).softmax(dim=1)
+        self.taught = Taught(probs, unmixed)
         shown, valid = nearest(shown, size), nearest(batch["valid_u"], size)
         terms = {
             "supervised": labelled_loss(labelled, masks, self.ignore, settings),

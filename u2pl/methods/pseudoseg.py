@@ -16,6 +16,7 @@ from u2pl.components.pseudo_labels import supervised_loss
 from u2pl.components.resize import nearest, upsample
 from u2pl.components.strong_view import strong_view
 from u2pl.components.supervised import labelled_loss
+from u2pl.components.taught import Taught, unmixed
 from u2pl.methods.method import Batch, Losses, Method, Setup
 
 if TYPE_CHECKING:
@@ -51,6 +52,7 @@ class PseudoSeg(Method):
 
         # The weak view labels, the strong view learns.
         target = self.soft_labels(images_u, batch["valid_u"])
+        self.taught = Taught(target, unmixed)
         view = batch["raw_u"], batch["valid_u"], settings.cutout_size, self.normalise
         strong, shown = strong_view(*view, progress.generator, images_u.dtype)
         labelled, unlabelled = two_streams(self.student, images_l, strong, settings.streams_forward)

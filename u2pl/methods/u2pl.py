@@ -22,6 +22,7 @@ from u2pl.components.pseudo_labels import (
 )
 from u2pl.components.resize import nearest, upsample
 from u2pl.components.supervised import labelled_loss
+from u2pl.components.taught import Taught
 from u2pl.components.teacher import Teacher
 from u2pl.components.unreliable_contrast import UnreliableContrast, View
 from u2pl.methods.method import Batch, Losses, Method, Setup
@@ -83,7 +84,9 @@ class U2PL(Method):
             unsupervised=unsupervised_loss(logits, reliable, settings.eta, self.ignore, means, weights),
         )
         losses["threshold"] = thresholds.mean()
-        losses["reliable"] = all_reduce_sum((reliable != self.ignore).sum()) / everywhere.numel()
+        kept = reliable != self.ignore
+        losses["reliable"] = all_reduce_sum(kept.sum()) / everywhere.numel()
+        taught = Taught(view.labels, lambda truth: cutmix(truth["truth_u"], boxes, settings.group_size), kept)
 
         # lambda_c L_c: the unreliable pixels are negatives of the classes they are not of (Eq. 4 and 9 to 16).
         if settings.contrastive_weight > 0:
@@ -92,6 +95,8 @@ class U2PL(Method):
             weight = settings.contrastive_weight / settings.contrastive_world_size
             losses["loss"] = losses["loss"] + weight * contrastive  # Eq. 1
             losses["contrastive"] = contrastive.detach()
+            taught = taught._replace(keys=self.contrast.new_keys(view, masks))
+        self.taught = taught
         return losses
 
     def after_step(self, progress: Progress) -> None:

@@ -15,6 +15,7 @@ from u2pl.components.progress import Progress
 from u2pl.components.pseudo_labels import alpha_t, drop_unreliable, entropy, group_percentiles, unsupervised_loss
 from u2pl.components.resize import upsample
 from u2pl.components.supervised import labelled_loss
+from u2pl.components.taught import Taught
 from u2pl.components.teacher import Teacher
 from u2pl.components.unreliable_contrast import UnreliableContrast, View
 from u2pl.methods.method import Batch, Losses, Method, Setup
@@ -92,6 +93,9 @@ class U2PLAEL(Method):
         equaliser.observe(labelled["logits"], masks)
         terms = {"supervised": labelled_loss(labelled, masks, self.ignore, settings)}
         terms["unsupervised"] = self.unsupervised(unlabelled["logits"], taught, labels, entropies, gamma, generator)
+        self.taught = Taught(
+            taught.labels, lambda truth: mix(equaliser.truth(truth)), self.kept(taught, labels, entropies, gamma)
+        )
         if settings.ael_labelled_consistency:
             of_labels = guess(of_labelled["logits"], size)
             terms["consistency"] = settings.eta * equaliser.loss(labelled["logits"], of_labels, generator)
@@ -107,6 +111,7 @@ class U2PLAEL(Method):
             own = torch.cat([output["representation"] for output in (labelled, unlabelled)])
             view = View(labels, entropies, *dense)
             contrastive = self.contrast(own, view, masks, gamma, percentile(alpha), generator)
+            self.taught = self.taught._replace(keys=self.contrast.new_keys(view, masks))
             weight = settings.contrastive_weight / settings.contrastive_world_size
             losses |= {"loss": losses["loss"] + weight * contrastive, "contrastive": contrastive.detach()}
         return losses
@@ -124,6 +129,15 @@ class U2PLAEL(Method):
         reliable = drop_unreliable(labels, entropies, gamma, self.ignore)
         groups = [extent(o, settings.group_size, len(labels)) for o in (settings.loss_groups, settings.weight_groups)]
         return unsupervised_loss(upsample(logits, size), reliable, settings.eta, self.ignore, *groups)
+
+    def kept(self, taught: Guess, labels: Tensor, entropies: Tensor, gamma: Tensor) -> Tensor:
+        """The pixels whose labels `unsupervised` may count: bool (B, H, W)."""
+        kept = labels != self.ignore
+        if self.settings.unsupervised_term != "equalised":
+            kept = kept & (entropies < gamma)
+        if self.settings.unsupervised_term != "reliable":
+            kept = kept & (taught.confidence >= self.settings.ael_threshold)
+        return kept
 
     def after_step(self, progress: Progress) -> None:
         self.teacher.follow(self.student, progress)
