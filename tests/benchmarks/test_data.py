@@ -92,6 +92,26 @@ def plain_sample(root: Path, name: str) -> Pair:
 
 
 @pytest.mark.benchmark(group="data")
+def test_truth_loading(compare_time: Any, tmp_path: Path) -> None:
+    """The masks of an observed step's unlabelled images against its batch: below 2 % where one step of 16 is."""
+    ids = folder(tmp_path, 16)
+    spec = load_suite("demo").runs["pascal_blender-6-u2pl-seed0"]
+    recipe = spec.recipe.model_copy(update={"crop": CROP, "batch": 8, "workers": 0})
+    batches = TrainBatches(tmp_path, ids[:8], ids[8:], spec.dataset, recipe, spec.settings, seed=0)
+    steps = batches._steps
+    transform, masks = steps.transforms["unlabelled"], steps.unlabelled
+
+    def truth() -> list[Tensor]:
+        found = []
+        for i in range(8):
+            with seeded(i):
+                found.append(transform(masks.truth(i, SIZE)))
+        return found
+
+    compare_time(truth, lambda: list(batches.epoch(0)), limit=16 * 0.02)
+
+
+@pytest.mark.benchmark(group="data")
 def test_batch_loading(compare_time: Any, tmp_path: Path) -> None:
     """An epoch of labelled and unlabelled images in this process, to uint8 batches."""
     ids = folder(tmp_path, 16)

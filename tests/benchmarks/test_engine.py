@@ -129,6 +129,7 @@ def test_chosen_images_are_read_beside_the_step(compare_time: Any, tmp_path: Pat
     trainer = Trainer(spec, tmp_path / "prepared", tmp_path / "split", None, torch.device("cpu"))
     trainer.method.train()
     chosen, batch = trainer.batches.chosen, next(iter(trainer.batches.epoch(0)))
+    batch = {name: value for name, value in batch.items() if not name.startswith("truth")}
     assert chosen is not None
     read, number, there = chosen.image, itertools.count(), batch["image_u"]
 
@@ -150,6 +151,35 @@ def test_chosen_images_are_read_beside_the_step(compare_time: Any, tmp_path: Pat
     trainer.steps = 10**6
     suite()
     compare_time(suite, straight_line, rounds=7, limit=1.1)
+
+
+@pytest.mark.benchmark(group="training step")
+@pytest.mark.parametrize("name", ["u2pl", "u2pl_ael"])
+def test_diagnosis(name: str, compare_time: Any, tmp_path: Path) -> None:
+    """What an observed step counts, against the whole step: below 2 % if every step were observed."""
+    spec = data(spec_of(name), tmp_path)
+    spec = spec.model_copy(update={"recipe": spec.recipe.model_copy(update={"crop": CROP, "batch": BATCH})})
+    trainer = Trainer(spec, tmp_path / "prepared", tmp_path / "split", None, torch.device("cpu"))
+    trainer.method.train()
+    batch = next(iter(trainer.batches.epoch(0)))
+    trainer.epoch, trainer.steps = spec.recipe.epochs - 1, 10**6
+    first = trainer.epoch * len(trainer.batches)
+    observe, seen = trainer.diagnosis.observe, []
+
+    def noted(*given: Any) -> None:
+        seen[:] = [given]
+        observe(*given)
+
+    trainer.diagnosis.observe = noted  # type: ignore[method-assign]
+    trainer._step(batch, first)
+    unobserved = {key: value for key, value in batch.items() if not key.startswith("truth")}
+
+    def step() -> None:
+        trainer.method.taught = None
+        trainer._step(unobserved, first)
+
+    compare_time(lambda: observe(*seen[0]), step, rounds=4, limit=0.02)
+    assert {"pseudo_miou", "reliable_accuracy", "key_purity"} <= trainer.diagnosis.row().keys()
 
 
 def windows() -> tuple[Callable[[], Tensor], Callable[[], Tensor]]:

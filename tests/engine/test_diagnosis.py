@@ -31,7 +31,7 @@ ALL = COLUMNS | RELIABLE | KEYS
 
 @pytest.fixture(autouse=True)
 def every_other_step(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(engine, "OBSERVE_EVERY", 2)
+    monkeypatch.setattr(engine, "observe_every", lambda _: 2)
 
 
 @pytest.fixture
@@ -93,7 +93,7 @@ def oracle(observed: list[tuple[Taught, np.ndarray]], n_classes: int, ignore: in
         both = sum(t == p == c for t, p in pairs)
         either = sum(t == c or p == c for t, p in pairs)
         ious += [percent(both, either)] if either else []
-    row = {"pseudo_miou": np.mean(ious), "pseudo_accuracy": percent(sum(t == p for t, p in pairs), len(pairs))}
+    row = {"pseudo_miou": float(np.mean(ious)), "pseudo_accuracy": percent(sum(t == p for t, p in pairs), len(pairs))}
     if any(taught.reliable is not None for taught, _ in observed):
         row["reliable_share"] = percent(sum(kept), len(pairs))
         right = sum(t == p for (t, p), r in zip(pairs, kept, strict=True) if r)
@@ -151,7 +151,8 @@ def test_truth_is_mixed_as_the_images_are(trainer: Callable[..., Trainer], monke
         streams = SETTINGS[method]().streams
         data = batch() | beside(streams)
         generator = torch.Generator().manual_seed(5)
-        truth, seen = {}, []
+        truth: dict[str, torch.Tensor] = {}
+        seen: list[torch.Tensor] = []
         for end in ("u", "u2", "p"):
             if f"image_{end}" in data:
                 truth[f"truth_{end}"] = torch.randint(256, (2, SIDE, SIDE), generator=generator, dtype=torch.uint8)
@@ -233,9 +234,9 @@ def test_truth_changes_no_bit(
         return tv_tensors.Mask(torch.zeros(size, dtype=torch.uint8))
 
     steps.unlabelled.truth = wrong  # type: ignore[method-assign]
-    monkeypatch.setattr(engine, "OBSERVE_EVERY", 0)
+    monkeypatch.setattr(engine, "observe_every", lambda _: 0)
     runs += [other, trainer(method, where=without_truth), trainer(method)]
-    monkeypatch.setattr(engine, "OBSERVE_EVERY", 1)
+    monkeypatch.setattr(engine, "observe_every", lambda _: 1)
     runs += [trainer(method, where=without_truth), trainer(method)]
     found = []
     for made in runs:

@@ -9,8 +9,14 @@ from u2pl.components.taught import NewKeys, Taught, Truth
 from u2pl.engine.evaluate import confusion_matrix, mean_iou
 from u2pl.ranks.collectives import STREAMS, all_reduce_sum, rank, world_size
 
-# Steps. Loading the masks costs about a tenth of loading the images, counting less than a hundredth of a step.
-OBSERVE_EVERY = 8
+
+def observe_every(steps: int) -> int:
+    """The first of how many steps is observed, of an epoch of so many.
+
+    The masks of a step take a fifth of the time that its images take to load, so that one step of 16 adds 1.3 %. In
+    epochs of fewer than 128 steps eight are observed, or every third: counting then adds less than 2 % to a step.
+    """
+    return min(16, max(3, steps // 8))
 
 
 class Diagnosis:

@@ -14,12 +14,12 @@ from u2pl.data.augment import normalise
 from u2pl.data.batches import TrainBatches
 from u2pl.data.lists import read_ids
 from u2pl.engine import checkpoints
-from u2pl.engine.diagnosis import OBSERVE_EVERY, Diagnosis
+from u2pl.engine.diagnosis import Diagnosis, observe_every
 from u2pl.engine.evaluate import evaluate, mean_iou, network_of, pad_label, validation_ids
 from u2pl.engine.optimisers import assert_all_optimised, poly, set_rates
 from u2pl.engine.seeding import random_state, restore_random_state, seed_everything
 from u2pl.errors import UserError
-from u2pl.experiments.schedule import validates, validation_mode
+from u2pl.experiments.schedule import steps_per_epoch, validates, validation_mode
 from u2pl.folders import Split
 from u2pl.methods import Progress, Setup, build_method
 from u2pl.models import DeepLab, load_encoder_weights
@@ -64,7 +64,7 @@ class Trainer:
             spec.seed,
             rank=rank(),
             ranks=world_size(),
-            truth_every=OBSERVE_EVERY,
+            truth_every=observe_every(steps_per_epoch(recipe, spec.settings, len(labelled), len(unlabelled))),
         )
         setup = Setup(
             network,
@@ -156,7 +156,8 @@ class Trainer:
             parts: dict[str, Tensor] = self.forward(self._to_device(batch), progress)
         taught, self.method.taught = self.method.taught, None
         if taught is not None and truth:
-            self.diagnosis.observe(taught, self._to_device(truth))
+            moved = {name: value.to(self.device, non_blocking=True) for name, value in truth.items()}
+            self.diagnosis.observe(taught, moved)
         del taught  # its tensors are not to be kept during the backward pass
         self._ask_for_chosen(step + 1)  # they are loaded while the gradients are computed
         loss = parts["loss"]
