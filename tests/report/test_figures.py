@@ -103,6 +103,29 @@ def test_a_curve_is_the_mean_over_seeds_and_its_band_their_deviation(
     np.testing.assert_allclose([heights.min(), heights.max()], [12 - spread[0], 34 + spread[1]])
 
 
+def test_diagnostics_have_a_panel_per_quantity_and_column(tmp_path: Path, seen: list[Figure], table: Table) -> None:
+    epochs = {"epoch": [1, 2, 3], "val_miou": [1.0, 2.0, 3.0]}
+    plain = pd.DataFrame(epochs)
+    one = pd.DataFrame(epochs | {"pseudo_miou": [np.nan, 10.0, 30.0], "new_keys": [np.nan] * 3})
+    other = one.assign(pseudo_miou=[np.nan, 20.0, 50.0], contrastive=[np.nan, 2.0, 1.0])
+    curves = {(0, 0): [plain], (1, 0): [one, other], (2, 0): [other], (2, 1): [other], (1, 1): [other, plain]}
+    figures.draw_diagnostics(tmp_path / "f", table, curves)
+    columns = len(table.columns)
+    axes = np.array(seen[0].axes).reshape(-1, columns)
+    assert [line[0].get_ylabel() for line in axes] == ["pseudo-labels:\nmIoU (%)", "$L_c$"]
+    first, second = axes[0, 0].get_lines()
+    np.testing.assert_allclose(first.get_xydata(), [(2, 15), (3, 40)])
+    np.testing.assert_allclose(second.get_xydata(), [(2, 20), (3, 50)])
+    assert len(axes[0, 0].collections) == 1 and [len(panel.get_lines()) for panel in axes[0, 1:]] == [1] + [0] * (
+        columns - 2
+    )
+    assert [len(panel.get_lines()) for panel in axes[1, :2]] == [1, 1]
+    (legend,) = seen[0].legends
+    assert [text.get_text() for text in legend.get_texts()] == [table.rows[i].title for i in (1, 2)]
+    figures.draw_diagnostics(tmp_path / "empty", table, {(0, 0): [plain]})
+    assert not seen[1].axes and "No run" in seen[1].texts[0].get_text()
+
+
 def test_the_comparison_shows_both_numbers_and_the_interval(
     tmp_path: Path, seen: list[Figure], suite: Suite, results: Path, table: Table
 ) -> None:
@@ -131,6 +154,8 @@ def draw_everything(folder: Path, table: Table) -> None:
     labels = {"SupOnly": [probs.argmax(0)]}
     figures.draw_predictions(folder / "predictions", CLASSES, [figures.colourise(mask, CLASSES)], [mask], labels)
     figures.draw_curves(folder / "curves", table, {(0, 0): curve, (0, 1): curve})
+    known = [seed.assign(pseudo_miou=[1.0, 2.0]) for seed in curve]
+    figures.draw_diagnostics(folder / "diagnostics", table, {(0, 0): known, (0, 1): known})
 
 
 def test_equal_numbers_give_equal_bytes_without_dates(
@@ -140,7 +165,7 @@ def test_equal_numbers_give_equal_bytes_without_dates(
     monkeypatch.setenv("SOURCE_DATE_EPOCH", "86400")  # another day
     draw_everything(tmp_path / "b", table)
     files = sorted((tmp_path / "a").iterdir())
-    assert len(files) == 8
+    assert len(files) == 10
     for path in files:
         content = path.read_bytes()
         assert content == (tmp_path / "b" / path.name).read_bytes(), path.name
@@ -176,7 +201,7 @@ def test_figures_show_runs_that_tables_have(scale: str) -> None:
 def test_every_figure_that_is_declared_is_made_at_the_papers_scale() -> None:
     declared = yaml.safe_load((ROOT / "params/figures.yaml").read_text())
     assert set(declared) <= set(load_suite("paper", ROOT).figures)
-    assert set(declared) - {"curves_readings"} <= set(load_suite("demo", ROOT).figures)
+    assert set(declared) - {"curves_readings", "diagnostics_readings"} <= set(load_suite("demo", ROOT).figures)
 
 
 @pytest.fixture

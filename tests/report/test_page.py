@@ -18,6 +18,7 @@ from u2pl.experiments.schema import Row
 from u2pl.experiments.suite import Suite
 from u2pl.files import sha256, write_json
 from u2pl.report.cells import write_cells
+from u2pl.report.history import DIAGNOSTICS
 from u2pl.report.page import write_page
 
 sys.path.insert(0, str(Path(__file__).parent))
@@ -66,7 +67,10 @@ def site(tmp_path_factory: pytest.TempPathFactory, suite: Suite) -> Path:
         best, classes = miou(position), len(suite.runs[run].dataset.classes)
         folder = results / "runs" / run
         write_json(folder / "evaluation.json", evaluation(best, 5, classes=classes, absent=1))
-        (folder / "history.csv").write_text(history((6, 1.0, None), (7, 1.0, best), (8, 1.0, 5)))
+        rows = history((6, 1.0, None), (7, 1.0, best), (8, 1.0, 5)).splitlines()
+        if run == RELIABLE:
+            rows = [row + end for row, end in zip(rows, (",pseudo_miou", ",", ",40.5", ",50.25"), strict=True)]
+        (folder / "history.csv").write_text("".join(f"{row}\n" for row in rows))
         took = {"git": {"commit": "c0ffee" * 7, "dirty": True, "diff_sha256": None}, "device": EVIL}
         took |= {"wall_time_s": 1.25, "libraries": {"torch": "2.11.0"}}
         write_json(folder / "run.json", record(run, history=sha256(folder / "history.csv"), **took))
@@ -125,6 +129,9 @@ def test_the_data_are_those_of_the_files(site: Path, suite: Suite) -> None:
     run = data["runs"][RELIABLE]
     history = pd.read_csv(site / "runs" / RELIABLE / "history.csv").dropna()
     assert run["curve"] == history[["epoch", "val_miou"]].to_numpy().tolist()
+    assert run["diagnostics"] == {"pseudo_miou": [[7, 40.5], [8, 50.25]]}
+    assert all(not other["diagnostics"] for name, other in data["runs"].items() if name != RELIABLE)
+    assert data["diagnostics"] == [[name, title.replace("$", "")] for name, title in DIAGNOSTICS.items()]
     assert run["validated"] == "centre crops"
     paper = suite.runs["pascal_blender-6-u2pl-seed0"].settings.negatives
     assert run["departures"] == [
@@ -183,8 +190,8 @@ def test_a_missing_file_is_named_and_nothing_is_written(site: Path, suite: Suite
 @pytest.mark.parametrize(
     ("name", "old", "new"),
     [
-        ("history.csv", ",5\n", ",inf\n"),
-        ("history.csv", ",5\n", ",-5\n"),
+        ("history.csv", ",5,50", ",inf,50"),
+        ("history.csv", ",5,50", ",-5,50"),
         ("run.json", '"wall_time_s": 1.25', '"wall_time_s": 1e999'),
         ("run.json", '"wall_time_s": 1.25', '"wall_time_s": "1.25"'),
         ("run.json", '"0123', '"1123'),
@@ -252,6 +259,10 @@ def test_a_pressed_cell_tells_what_stands_behind_it(page: Page, site: Path) -> N
         assert part in text
     assert EVIL in text and "negatives\treliable\tunreliable" in text and cell["command"] in text
     assert page.js("document.querySelector('#details polyline').getAttribute('points').split(' ').length") == 2
+    assert page.js("[...document.querySelectorAll('#details h4')].map(e => e.innerText)") == [
+        DIAGNOSTICS["pseudo_miou"]
+    ]
+    assert page.js("document.querySelectorAll('#details polyline').length") == 2
     shown = page.js("[...document.querySelectorAll('.classes li')].map(e => e.innerText.split('\\n'))")
     assert shown[0] == ["background", "–"] and shown[1] == ["aeroplane", f"{cell['mean']:.2f}"]
     page.click("#close")

@@ -305,7 +305,7 @@ class Figure(Strict):
     """A figure of the runs behind cells, each under the name it has in the figure, or of a whole table."""
 
     # classes, entropy and predictions are Fig. 1, 2 and 4 of the paper; comparison is made for every table by itself
-    kind: Literal["classes", "entropy", "predictions", "curves", "comparison"]
+    kind: Literal["classes", "entropy", "predictions", "curves", "diagnostics", "comparison"]
     caption: Caption
     cells: dict[Text, CellName] = {}
     table: str | None = None
@@ -313,9 +313,9 @@ class Figure(Strict):
 
     @model_validator(mode="after")
     def cells_or_a_table(self) -> "Figure":
-        of_table = self.kind in ("curves", "comparison")
+        of_table = self.kind in ("curves", "diagnostics", "comparison")
         if of_table != (self.table is not None) or of_table == bool(self.cells):
-            raise ValueError("`table` for curves, `cells` for the other kinds")
+            raise ValueError("`table` for curves and diagnostics, `cells` for the other kinds")
         if self.kind in ("classes", "entropy") and len(self.cells) != 1:
             raise ValueError("one cell")
         return self

@@ -229,7 +229,7 @@ class Jobs:
         figure, shown = self.suite.figures[name], figure_cells(self.suite, name).values()
         if figure.kind == "comparison":
             return [self.results.cells(figure.table)]
-        if figure.kind == "curves":
+        if figure.kind in ("curves", "diagnostics"):
             return [run.history for run in self._runs({run for cell in shown for run in cell.runs})]
         return [run.evaluation for run in self._runs({cell.runs[0] for cell in shown})]
 

@@ -9,6 +9,7 @@ from typing import Any
 import matplotlib
 import numpy as np
 import pandas as pd
+from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.patches import Patch
@@ -21,7 +22,7 @@ from u2pl.experiments.schema import ClassLabel, Table
 from u2pl.experiments.suite import Suite
 from u2pl.files import atomic_path
 from u2pl.report.cells import read_cells
-from u2pl.report.history import read_curves
+from u2pl.report.history import DIAGNOSTICS, read_curves
 
 # Okabe and Ito's colours, told apart in every common kind of colour blindness; line styles tell them apart in print.
 BLUE, ORANGE, GREEN, BLACK = "#0072B2", "#E69F00", "#009E73", "#000000"
@@ -183,12 +184,14 @@ def draw_predictions(
 
 
 def draw_numbers(suite: Suite, name: str, stem: Path, results: Path, cells_csv: Path) -> None:
-    """Draw a figure of a table: its learning curves, or the comparison of its cells with the paper."""
+    """Draw a figure of a table: its learning curves, what explains them, or its cells beside the paper's."""
     params = suite.figures[name]
     assert params.table is not None
     table = suite.tables[params.table]
     if params.kind == "curves":
         draw_curves(stem, table, read_curves(suite, results, params.table))
+    elif params.kind == "diagnostics":
+        draw_diagnostics(stem, table, read_curves(suite, results, params.table))
     else:
         draw_comparison(stem, cells_csv, params.table, table)
 
@@ -207,18 +210,7 @@ def draw_curves(stem: Path, table: Table, curves: Mapping[tuple[int, int], Seque
         for index, panel in enumerate(panels[:columns]):
             rows = sorted(row for row, c in curves if c == index)
             for row in rows:
-                seeds = pd.concat([h.set_index("epoch")["val_miou"].dropna() for h in curves[row, index]], axis=1)
-                place = rows.index(row)
-                colour = PALETTE[place % len(PALETTE)]
-                mean = seeds.mean(axis=1).sort_index()
-                panel.plot(
-                    mean.index, mean, DASHES[place // len(PALETTE) % len(DASHES)], color=colour, lw=1.1,
-                    label=plain(table.rows[row].title), marker=MARKERS[place % len(MARKERS)],
-                    markersize=3, markevery=max(1, len(mean) // 8),
-                )  # fmt: skip
-                if seeds.shape[1] > 1:
-                    spread = seeds.std(axis=1).reindex(mean.index)
-                    panel.fill_between(mean.index, mean - spread, mean + spread, color=colour, alpha=0.2, lw=0)
+                _seeds(panel, curves[row, index], "val_miou", rows.index(row), table.rows[row].title)
             panel.set(title=_heading(table, index), xlabel="epoch")
             panel.set_xlim(left=0)
             panel.xaxis.set_major_locator(MaxNLocator(4, integer=True))
@@ -229,6 +221,54 @@ def draw_curves(stem: Path, table: Table, curves: Mapping[tuple[int, int], Seque
             panel.set_ylabel("mIoU (%)")
         handles, names = panels[0].get_legend_handles_labels()
         figure.legend(handles, names, loc="outside lower center", ncols=4)
+
+
+def _seeds(panel: Axes, histories: Sequence[pd.DataFrame], column: str, place: int, title: str) -> None:
+    """The mean over the seeds of a column by epoch, and their sample standard deviation as a band."""
+    seeds = pd.concat([h.set_index("epoch")[column].dropna() for h in histories], axis=1)
+    colour = PALETTE[place % len(PALETTE)]
+    mean = seeds.mean(axis=1).sort_index()
+    panel.plot(
+        mean.index, mean, DASHES[place // len(PALETTE) % len(DASHES)], color=colour, lw=1.1, label=plain(title),
+        marker=MARKERS[place % len(MARKERS)], markersize=3, markevery=max(1, len(mean) // 8),
+    )  # fmt: skip
+    if seeds.shape[1] > 1:
+        spread = seeds.std(axis=1).reindex(mean.index)
+        panel.fill_between(mean.index, mean - spread, mean + spread, color=colour, alpha=0.2, lw=0)
+
+
+def draw_diagnostics(stem: Path, table: Table, curves: Mapping[tuple[int, int], Sequence[pd.DataFrame]]) -> None:
+    """What explains the curves, by epoch: a line of panels per quantity, a panel per column, a line per row.
+
+    Left out are quantities that no run has, and rows without any. curves: as in `draw_curves`.
+    """
+
+    def having(name: str) -> list[tuple[int, int]]:
+        return [key for key, seeds in sorted(curves.items()) if all(name in h and h[name].notna().any() for h in seeds)]
+
+    names = [name for name in DIAGNOSTICS if having(name)]
+    rows = sorted({row for name in names for row, _ in having(name)})
+    columns = len(table.columns)
+    with drawn(stem, 0.6 + 1.25 * max(1, len(names)), min(WIDTH, 1.6 + 1.8 * columns)) as figure:
+        if not names:
+            figure.text(0.5, 0.5, "No run of this table has measured pseudo-labels.", ha="center")
+            return
+        panels = figure.subplots(len(names), columns, squeeze=False, sharey="row", sharex=True)
+        for name, line in zip(names, panels, strict=True):
+            for row, column in having(name):
+                _seeds(line[column], curves[row, column], name, rows.index(row), table.rows[row].title)
+            line[0].set_ylabel(DIAGNOSTICS[name].replace(": ", ":\n"), fontsize=7)
+            for panel in line:
+                panel.grid()
+        for index, panel in enumerate(panels[0]):
+            panel.set_title(_heading(table, index))
+        for panel in panels[-1]:
+            panel.set_xlabel("epoch")
+            panel.set_xlim(left=0)
+            panel.xaxis.set_major_locator(MaxNLocator(4, integer=True))
+        shown = {name: handle for p in panels.flat for handle, name in zip(*p.get_legend_handles_labels(), strict=True)}
+        ordered = [plain(table.rows[row].title) for row in rows]
+        figure.legend([shown[name] for name in ordered], ordered, loc="outside lower center", ncols=3)
 
 
 def draw_comparison(stem: Path, cells_csv: Path, name: str, table: Table) -> None:

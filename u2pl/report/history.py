@@ -11,6 +11,17 @@ from u2pl.experiments.suite import Suite
 from u2pl.files import sha256
 from u2pl.folders import Results, Run
 
+# What explains a curve, in the order in which it is shown: columns of history.csv that not every run has.
+DIAGNOSTICS = {
+    "pseudo_miou": "pseudo-labels: mIoU (%)",
+    "pseudo_accuracy": "pseudo-labels: correct (%)",
+    "reliable_share": "reliable: share (%)",
+    "reliable_accuracy": "reliable: correct (%)",
+    "unlabelled_key_purity": "negatives: pure (%)",
+    "new_keys": "new keys per class",
+    "contrastive": "$L_c$",
+}
+
 
 def read_curves(suite: Suite, results: Path, table: str) -> dict[tuple[int, int], list[pd.DataFrame]]:
     """The history of each seed, by the row and column of the table. Raises UserError as `read_history` does."""

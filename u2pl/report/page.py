@@ -16,12 +16,13 @@ from u2pl.experiments.suite import Suite
 from u2pl.files import atomic_path
 from u2pl.folders import Results
 from u2pl.report.cells import read_cells
-from u2pl.report.history import read_history
+from u2pl.report.history import DIAGNOSTICS, read_history
 from u2pl.report.origins import COPIED, RECONSTRUCTED, notes
 from u2pl.report.runs import command, read_run
 from u2pl.report.tables import DECIMALS, NOTHING
 
 STATIC = files("u2pl.report") / "static"
+POINTS = 40  # of a curve that explains another: the page holds those of every run
 
 
 def write_page(suite: Suite, results: Path, cells_csv: Path, target: Path) -> None:
@@ -35,6 +36,7 @@ def write_page(suite: Suite, results: Path, cells_csv: Path, target: Path) -> No
         raise UserError(cells_csv, f"the run {unknown[0]}", "the cells of today's params: `u2pl cells`")
     data: dict[str, Any] = {
         "runs": {run: _run(suite, results, run) for run in wanted},
+        "diagnostics": [[name, title.replace("$", "")] for name, title in DIAGNOSTICS.items()],
         "classes": {
             name: [[label.name, "#{:02x}{:02x}{:02x}".format(*label.colour)] for label in dataset.classes]
             for name, dataset in sorted(suite.datasets.items())
@@ -114,6 +116,14 @@ def _cell(suite: Suite, results: Path, cell: pd.Series) -> dict[str, Any]:
     return values | {"n": int(cell["n"]), "checkpoint": str(cell["checkpoint"]), "runs": runs, "command": again}
 
 
+def _points(history: pd.DataFrame, name: str) -> list[list[float]]:
+    """Epochs and values of a column, of evenly spread epochs with the first and the last; none if there is none."""
+    known = history[["epoch", name]].dropna() if name in history else history.head(0)
+    count = len(known)
+    kept = sorted({round(i * (count - 1) / max(1, min(POINTS, count) - 1)) for i in range(min(POINTS, count))})
+    return [[int(known["epoch"].iloc[i]), round(float(known[name].iloc[i]), 3)] for i in kept]
+
+
 def _number(value: Any) -> float | None:
     return None if pd.isna(value) else round(float(value), 4)
 
@@ -123,7 +133,8 @@ def _run(suite: Suite, results: Path, run: str) -> dict[str, Any]:
     folder, spec = Results(results).run(run), suite.runs[run]
     done = read_run(suite, results, run)
     record, provenance = done.record, done.record.provenance
-    history = read_history(folder)[["epoch", "val_miou"]].dropna()
+    whole = read_history(folder)
+    history = whole[["epoch", "val_miou"]].dropna()
     settings = spec.settings.model_dump(mode="json")
     mode = validation_mode(spec.settings.selected_by, spec.dataset.evaluation.mode)
     for scores in done.evaluation.checkpoints.values():
@@ -143,6 +154,7 @@ def _run(suite: Suite, results: Path, run: str) -> dict[str, Any]:
         "epochs": record.epochs,
         "validated": "centre crops" if mode == "centre_crop" else "sliding windows",
         "curve": [[int(e), round(float(v), 3)] for e, v in zip(history["epoch"], history["val_miou"], strict=True)],
+        "diagnostics": {name: points for name in DIAGNOSTICS if (points := _points(whole, name))},
         "departures": [[key, settings[key], paper] for key, paper in sorted(spec.departures.items())],
         "commit": provenance.git.commit,
         "dirty": provenance.git.dirty,

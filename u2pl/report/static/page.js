@@ -87,7 +87,7 @@ function show(cell) {
   body.replaceChildren(
     facts(cell),
     make("h3", {}, runs.length === 1 ? "Seed" : "Seeds"), seeds(runs),
-    make("h3", {}, `Validation mIoU by epoch (%), ${runs[0].validated}`), curves(runs),
+    make("h3", {}, `Validation mIoU by epoch (%), ${runs[0].validated}`), curves(runs), ...diagnostics(runs),
     make("h3", {}, `IoU by class (%), ${cell.checkpoint} epoch`), classes(cell, runs),
     make("h3", {}, "Settings that differ from the paper preset"), departures(runs[0].departures),
     make("h3", {}, "Make it again"), ...command(cell.command),
@@ -130,31 +130,41 @@ function seeds(runs) {
   ]));
 }
 
-function curves(runs) {
-  const points = runs.flatMap((run) => run.curve);
+// what explains the curve; runs without pseudo-labels, or made before these were measured, have none
+function diagnostics(runs) {
+  const shown = data.diagnostics.filter(([name]) => runs.some((run) => run.diagnostics[name]));
+  if (!shown.length) return [];
+  return [make("h3", {}, "Pseudo-labels and negatives by epoch, against ground truth"),
+    ...shown.flatMap(([name, title]) => [make("h4", {}, title), curves(runs, (run) => run.diagnostics[name] ?? [])])];
+}
+
+function curves(runs, of = (run) => run.curve) {
+  const points = runs.flatMap(of);
   if (!points.length) return make("p", { class: "muted" }, "Not validated while training.");
   // a narrow drawing on a phone, so that its text is not scaled down
-  const [width, height, left, bottom] = [innerWidth < 640 ? 360 : 660, 190, 32, 22];
+  const [width, height, left, bottom] = [innerWidth < 640 ? 360 : 660, 190, 42, 22];
   const last = Math.max(...runs.map((run) => run.epochs), 1);
   const values = points.map((point) => point[1]);
-  const step = [0.5, 1, 2, 5, 10, 20].find((size) => (Math.max(...values) - Math.min(...values)) / size <= 4) ?? 25;
+  const spread = Math.max(...values) - Math.min(...values);
+  const unit = 10 ** Math.floor(Math.log10(Math.max(spread, 0.2) / 4));
+  const step = unit * [1, 2, 5, 10].find((size) => spread / (unit * size) <= 4);
   const low = Math.floor(Math.min(...values) / step) * step;
   const high = Math.max(Math.ceil(Math.max(...values) / step) * step, low + step);
   const x = (epoch) => left + ((width - left - 8) * epoch) / last;
   const y = (value) => height - bottom - ((height - bottom - 8) * (value - low)) / (high - low);
   const svg = make("svg", { viewBox: `0 0 ${width} ${height}`, role: "img" },
-    make("title", {}, `Curves of ${runs.length} seeds, from ${percent(Math.min(...values))} to ${percent(Math.max(...values))} percent`));
+    make("title", {}, `Curves of ${runs.length} seeds, from ${percent(Math.min(...values))} to ${percent(Math.max(...values))}`));
   for (let tick = low; tick <= high + 1e-9; tick += step) {
     svg.append(make("line", { class: "rule", x1: left, x2: width - 8, y1: y(tick), y2: y(tick) }));
-    svg.append(make("text", { x: left - 8, y: y(tick) + 4, "text-anchor": "end" }, String(tick)));
+    svg.append(make("text", { x: left - 8, y: y(tick) + 4, "text-anchor": "end" }, String(Number(tick.toFixed(2)))));
   }
   for (const epoch of new Set([0, Math.round(last / 2), last])) {
     svg.append(make("text", { x: x(epoch), y: height - 5, "text-anchor": "middle" }, String(epoch)));
   }
   runs.forEach((run, index) => {
-        const line = run.curve.map(([epoch, value]) => `${x(epoch).toFixed(1)},${y(value).toFixed(1)}`).join(" ");
+    const line = of(run).map(([epoch, value]) => `${x(epoch).toFixed(1)},${y(value).toFixed(1)}`).join(" ");
     svg.append(make("polyline", { points: line, style: `stroke: ${shade(index)}` }, make("title", {}, `seed ${run.seed}`)));
-    for (const [epoch, value] of run.curve.length > 40 ? run.curve.slice(-1) : run.curve) {
+    for (const [epoch, value] of of(run).length > 40 ? of(run).slice(-1) : of(run)) {
       const dot = make("circle", { cx: x(epoch), cy: y(value), r: 3, style: `fill: ${shade(index)}` });
       dot.append(make("title", {}, `seed ${run.seed}, epoch ${epoch}: ${percent(value)}`));
       svg.append(dot);
