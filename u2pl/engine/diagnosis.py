@@ -28,7 +28,10 @@ class Diagnosis:
 
     @torch.no_grad()
     def observe(self, taught: Taught, given: Truth) -> None:
-        """Count what a step taught; every rank calls it for the same steps. Does not wait for the device."""
+        """Count what a step taught; every rank calls it for the same steps.
+
+        On GPUs counting waits for the device, which only matters if done at each step.
+        """
         labels = taught.labels if taught.labels.ndim == 3 else most_probable(taught.labels)
         truth = taught.truth(given).long()
         own = self.of_labels(labels, truth, taught.reliable)

@@ -146,7 +146,7 @@ function curves(runs, of = (run) => run.curve) {
   const last = Math.max(...runs.map((run) => run.epochs), 1);
   const values = points.map((point) => point[1]);
   const spread = Math.max(...values) - Math.min(...values);
-  const unit = 10 ** Math.floor(Math.log10(Math.max(spread, 0.2) / 4));
+  const unit = 10 ** Math.floor(Math.log10(Math.max(spread, 0.8) / 4));
   const step = unit * [1, 2, 5, 10].find((size) => spread / (unit * size) <= 4);
   const low = Math.floor(Math.min(...values) / step) * step;
   const high = Math.max(Math.ceil(Math.max(...values) / step) * step, low + step);
