@@ -321,3 +321,24 @@ def test_ranks_count_the_global_batch(world: int, groups: str, on_ranks: Any) ->
 
     for found in on_ranks(world, work):
         assert {name: float(value) for name, value in found.items()} == pytest.approx(expected, rel=1e-12)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("method", ["u2pl", "u2pl_ael"])
+def test_a_training_on_two_ranks_has_the_columns_of_one(
+    method: str, trainer: Callable[..., Trainer], on_ranks: Any
+) -> None:
+    """Rounding may move a pixel's label; each rank alone would be far off."""
+
+    def work() -> dict[str, torch.Tensor]:
+        made = trainer(method)
+        for _ in range(2):
+            made.run_epoch()
+        columns = {name: value for name, value in made.history[-1].items() if name in ALL}
+        return {name: torch.tensor(value, dtype=torch.float64) for name, value in columns.items()}
+
+    expected = work()
+    first, second = on_ranks(2, work)
+    assert first == second and first.keys() == expected.keys() == ALL
+    for name, value in expected.items():
+        torch.testing.assert_close(first[name], value, rtol=0.005, atol=0)

@@ -171,6 +171,22 @@ def test_a_batch_without_labels_is_finite(case: str) -> None:
 
 
 @every
+def test_what_is_taught_is_left_with_its_truth_and_keeps_no_graph(case: str) -> None:
+    method, data = made(case), given(case)
+    assert method.taught is None
+    method(data, progress())
+    if method.taught is None:
+        assert case == "suponly"
+        return
+    labels, truth, reliable, _ = method.taught
+    masks = {name: values[:, 0].to(torch.uint8) for name, values in data.items() if name.startswith("image")}
+    mixed = truth({name.replace("image", "truth"): values for name, values in masks.items()})
+    assert mixed.shape == masks["image_u"].shape and not labels.requires_grad
+    assert labels.dtype == torch.int64 if labels.ndim == 3 else labels.shape[1] == 5
+    assert reliable is None or (reliable.shape == labels.shape and reliable.dtype == torch.bool)
+
+
+@every
 def test_what_is_evaluated_fits_a_new_network(case: str) -> None:
     method = made(case)
     step(method, case)
