@@ -88,14 +88,13 @@ class U2PLAEL(Method):
         gamma, labels = percentile(1 - alpha), taught.labels
         if settings.confident_drop == "released":  # the wrong end of the scale, and alpha_t even without `dpa`
             labels = torch.where(entropies < percentile(alpha_t(*counting)), self.ignore, labels)
+        kept = self.kept(taught, labels, entropies, gamma)
+        self.taught = Taught(taught.labels, lambda truth: mix(equaliser.truth(truth)), kept)
 
         # The bank (AEL, Eq. 4 and 7) before its use in AES.
         equaliser.observe(labelled["logits"], masks)
         terms = {"supervised": labelled_loss(labelled, masks, self.ignore, settings)}
         terms["unsupervised"] = self.unsupervised(unlabelled["logits"], taught, labels, entropies, gamma, generator)
-        self.taught = Taught(
-            taught.labels, lambda truth: mix(equaliser.truth(truth)), self.kept(taught, labels, entropies, gamma)
-        )
         if settings.ael_labelled_consistency:
             of_labels = guess(of_labelled["logits"], size)
             terms["consistency"] = settings.eta * equaliser.loss(labelled["logits"], of_labels, generator)
