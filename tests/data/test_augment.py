@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torchvision import tv_tensors
 
-from u2pl.data.augment import LabelResize, centre_crop, normalise, weak_augmentation
+from u2pl.data.augment import LabelResize, WeakAugmentation, centre_crop, normalise
 
 torch.set_num_threads(1)
 COLOURS = torch.tensor([[20, 200, 60], [200, 30, 120], [90, 110, 220], [240, 240, 20]], dtype=torch.uint8)
@@ -33,7 +33,7 @@ def painted(height: int, width: int, seed: int) -> tuple[tv_tensors.Image, tv_te
 )
 def test_image_and_mask_stay_aligned(height: int, width: int, crop: int, seed: int, label_resize: LabelResize) -> None:
     torch.manual_seed(seed)
-    image, mask = weak_augmentation(crop, label_resize=label_resize)(*painted(height, width, seed))
+    image, mask = WeakAugmentation(crop, label_resize=label_resize)(*painted(height, width, seed))
     assert type(image) is tv_tensors.Image and type(mask) is tv_tensors.Mask
     assert image.shape == (3, crop, crop) and mask.shape == (crop, crop)
     assert image.dtype == mask.dtype == torch.uint8
@@ -58,7 +58,7 @@ def test_a_resized_mask_takes_the_stated_source_pixels(label_resize: LabelResize
     """Pixel by pixel, for labels and for boolean masks; single precision is that of torch's nearest rule."""
     offset = 0.0 if label_resize == "floor" else 0.5
     crop, differ = 30, 0
-    transform = weak_augmentation(crop, label_resize=label_resize)
+    transform = WeakAugmentation(crop, label_resize=label_resize)
     for seed in range(25):
         rng = np.random.default_rng(seed)
         source = rng.integers(0, 250, (70, 64), dtype=np.uint8)
@@ -86,7 +86,7 @@ def test_floor_shifts_labels_and_centre_does_not() -> None:
     """Over many scales: 0.5 / scale source pixels, which is half an output pixel."""
     mask = tv_tensors.Mask(torch.arange(64, dtype=torch.uint8).expand(64, 64).clone())
     for label_resize, expected in (("floor", 0.5), ("centre", 0.0)):
-        transform, shifts = weak_augmentation(32, (0.5, 1.0), label_resize=label_resize), []  # type: ignore[arg-type]
+        transform, shifts = WeakAugmentation(32, (0.5, 1.0), label_resize=label_resize), []  # type: ignore[arg-type]
         for seed in range(80):
             torch.manual_seed(seed)
             params = transform.make_params([mask])
@@ -101,7 +101,7 @@ def test_floor_shifts_labels_and_centre_does_not() -> None:
 
 def test_scales_and_flips_have_the_stated_distribution() -> None:
     torch.manual_seed(0)
-    transform = weak_augmentation(32)
+    transform = WeakAugmentation(32)
     flat = [tv_tensors.Image(torch.zeros(3, 400, 400, dtype=torch.uint8))]
     drawn = [transform.make_params(flat) for _ in range(2000)]
     scales = np.array([p["size"][0] / p["height"] for p in drawn])
@@ -117,7 +117,7 @@ def test_scales_and_flips_have_the_stated_distribution() -> None:
 def test_fixed_scale_is_a_plain_crop() -> None:
     image, mask = painted(60, 50, 1)
     torch.manual_seed(3)
-    out, labels = weak_augmentation(20, scale_range=(1.0, 1.0))(image, mask)
+    out, labels = WeakAugmentation(20, scale_range=(1.0, 1.0))(image, mask)
     windows = image.unfold(1, 20, 1).unfold(2, 20, 1)
     candidates = torch.cat([windows, windows.flip(-1)], dim=1).permute(1, 2, 0, 3, 4)
     assert (candidates == out).flatten(2).all(2).any()
@@ -126,9 +126,9 @@ def test_fixed_scale_is_a_plain_crop() -> None:
 
 def test_an_image_without_a_mask() -> None:
     torch.manual_seed(5)
-    alone = weak_augmentation(33)(painted(40, 40, 2)[0])
+    alone = WeakAugmentation(33)(painted(40, 40, 2)[0])
     torch.manual_seed(5)
-    assert torch.equal(alone, weak_augmentation(33)(*painted(40, 40, 2))[0])
+    assert torch.equal(alone, WeakAugmentation(33)(*painted(40, 40, 2))[0])
 
 
 @pytest.mark.parametrize("pad_label", [0, 1, 255])
@@ -138,7 +138,7 @@ def test_a_boolean_mask_shows_what_is_not_padding(pad_label: int) -> None:
     areas = set()
     for seed in range(12):
         torch.manual_seed(seed)
-        transform = weak_augmentation(48, pad_label=pad_label)
+        transform = WeakAugmentation(48, pad_label=pad_label)
         out, mask, valid = transform(image, tv_tensors.Mask(there.byte()), tv_tensors.Mask(there))
         assert valid.dtype == torch.bool and torch.equal(valid, (out == 200).all(0))
         assert (out[:, ~valid] == PAD[:, None]).all() and (mask[~valid] == pad_label).all()

@@ -15,7 +15,7 @@ MEAN = (123.675, 116.28, 103.53)  # RGB on 0 to 255, of ImageNet
 
 
 class WeakAugmentation(v2.Transform):
-    """Random scale, horizontal flip and random crop of an image and its mask.
+    """Random scale, horizontal flip (with `mirror`) and random crop of an image and its mask.
 
     The scale is, with probability 1/2 each, uniform in [scale_range[0], 1] or in [1, scale_range[1]] (the released
     code's). The window is cut before it is resized, so rounding starts at the window and not at the whole image. Pixel
@@ -28,10 +28,11 @@ class WeakAugmentation(v2.Transform):
 
     def __init__(
         self, crop: int, scale_range: tuple[float, float] = (0.5, 2.0), pad_label: int = 255,
-        mean: Sequence[float] = MEAN, label_resize: LabelResize = "floor",
+        mean: Sequence[float] = MEAN, label_resize: LabelResize = "floor", mirror: bool = True,
     ) -> None:  # fmt: skip
         super().__init__()
         self.crop, self.scale_range, self.pad_label, self.mean = crop, scale_range, pad_label, tuple(mean)
+        self.mirror = mirror
         self.nearest = F.InterpolationMode.NEAREST if label_resize == "floor" else F.InterpolationMode.NEAREST_EXACT
 
     def make_params(self, flat_inputs: list[Any]) -> dict[str, Any]:
@@ -57,7 +58,7 @@ class WeakAugmentation(v2.Transform):
             "height": rows,
             "width": columns,
             "size": [max(1, round(rows * scale)), max(1, round(columns * scale))],
-            "flip": flip < 0.5,
+            "flip": self.mirror and flip < 0.5,
         }
 
     def transform(self, inpt: Any, params: dict[str, Any]) -> Any:
@@ -70,14 +71,6 @@ class WeakAugmentation(v2.Transform):
             out = F.horizontal_flip(out)
         label = 0 if inpt.dtype == torch.bool else self.pad_label
         return _fit(out, self.crop, 0, 0, label if is_mask else self.mean)
-
-
-def weak_augmentation(
-    crop: int, scale_range: tuple[float, float] = (0.5, 2.0), pad_label: int = 255, mean: Sequence[float] = MEAN,
-    label_resize: LabelResize = "floor",
-) -> WeakAugmentation:  # fmt: skip
-    """The augmentation of all streams: see `WeakAugmentation`."""
-    return WeakAugmentation(crop, scale_range, pad_label, mean, label_resize)
 
 
 def centre_crop(

@@ -12,7 +12,7 @@ from torch.utils.data import DataLoader
 from torch.utils.data import Dataset as TorchDataset
 from torchvision import tv_tensors
 
-from u2pl.data.augment import WeakAugmentation, weak_augmentation
+from u2pl.data.augment import WeakAugmentation
 from u2pl.data.chosen import ChosenImages, observes
 from u2pl.data.images import check_labels, check_size, decode_image, decode_mask, read_bytes
 from u2pl.errors import UserError
@@ -113,9 +113,8 @@ class TrainBatches:
         def transform(draw: Draw) -> WeakAugmentation:
             # Nothing is trained on the masks of unlabelled images, and nothing is counted where these are padded.
             label = pad_label if draw.startswith("labelled") else dataset.ignore_label
-            return weak_augmentation(
-                recipe.crop, settings.scale_range(draw), label, dataset.mean, settings.label_resize
-            )
+            scales = settings.scale_range(draw, recipe.resize)
+            return WeakAugmentation(recipe.crop, scales, label, dataset.mean, settings.label_resize, recipe.mirror)
 
         transforms = {draw: transform(draw) for draw in _DRAWS}
 

@@ -16,6 +16,7 @@ from u2pl.experiments.values import (
     Byte,
     Caption,
     Channel,
+    Enlarge,
     FilePath,
     Fraction,
     ListPath,
@@ -26,6 +27,7 @@ from u2pl.experiments.values import (
     Seconds,
     Seed,
     Sha256,
+    Shrink,
     Spread,
     Strict,
     Text,
@@ -83,7 +85,7 @@ class Synthetic(Strict):
     extra: Annotated[int, Field(ge=0)]  # SBD images beyond VOC's; 0 for Cityscapes
     val: Positive
     size: Annotated[tuple[Positive, Positive], AsTuple]  # height, width in pixels
-    cluttered: bool = False  # pascal: hard scenes, and noisy labels in the SBD part
+    textured: bool = False  # pascal: six classes that are textures, of which no colour tells
 
 
 class DiskSpace(Strict):
@@ -117,8 +119,8 @@ class Dataset(Strict):
     @model_validator(mode="after")
     def only_train_aug_has_extra_images(self) -> "Dataset":
         drawn = self.synthetic
-        if "train_aug" not in LISTS[self.kind] and drawn is not None and (drawn.extra or drawn.cluttered):
-            key = "extra" if drawn.extra else "cluttered"
+        if "train_aug" not in LISTS[self.kind] and drawn is not None and (drawn.extra or drawn.textured):
+            key = "extra" if drawn.extra else "textured"
             raise Mistake(f"synthetic.{key}", getattr(drawn, key), "nothing that only pascal has")
         return self
 
@@ -204,6 +206,9 @@ class Recipe(Strict):
     epochs: Positive
     batch: Positive  # labelled images a step, and as many unlabelled ones
     crop: Positive
+    # weak augmentation: the least and the largest factor of the random resize, and whether images are mirrored
+    resize: Annotated[tuple[Shrink, Enlarge], AsTuple] = (0.5, 2.0)
+    mirror: bool = True
     validate_every: Positive = 1  # epochs
     # how it is computed; the defaults are the reference
     precision: Literal["fp32", "bf16"] = "fp32"  # bf16: autocast in training; evaluation stays in float32

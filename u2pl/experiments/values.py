@@ -48,6 +48,8 @@ Caption = Annotated[str, AfterValidator(_one_paragraph), AfterValidator(_printab
 Percent = Annotated[float, Field(ge=0, le=100)]
 Channel = Annotated[float, Field(ge=0, le=255)]
 Spread = Annotated[float, Field(gt=0)]
+Shrink = Annotated[float, Field(gt=0, le=1)]  # a factor of lengths
+Enlarge = Annotated[float, Field(ge=1, le=16)]
 Byte = Annotated[int, Field(ge=0, le=255)]
 AsTuple = Field(strict=False)  # YAML and JSON have lists
 Threads = Annotated[int, Field(le=1024)]  # more than any machine has: a few digits too many

@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from u2pl.data.images import UInt8, encode_mask
-from u2pl.data.synthetic.scenes import cluttered_scene, pascal_scene, street_scene
+from u2pl.data.synthetic.scenes import pascal_scene, street_scene, textured_scene
 from u2pl.errors import UserError
 from u2pl.files import atomic_path
 
@@ -41,12 +41,12 @@ def synthesize(
     extra: int,
     val: int,
     size: tuple[int, int],
-    cluttered: bool = False,
+    textured: bool = False,
 ) -> None:
     """Write the archives of `dataset` ("pascal" or "cityscapes") into the folder `target` under upstream's names.
 
     `train` and `val` are the lengths of VOC's or Cityscapes' lists, `extra` the images only SBD has, and `size` is
-    (height, width) in pixels. `cluttered` Pascal scenes are hard, and SBD's labels of them have mistakes. Raises
+    (height, width) in pixels. `textured` Pascal scenes have six classes that only their stripes tell apart. Raises
     UserError for an unknown data set, impossible numbers or a full disk.
     """
     if dataset not in ("pascal", "cityscapes"):
@@ -54,13 +54,13 @@ def synthesize(
     if min(size) < 32 or min(train, val) < 1 or extra < 0:
         raise UserError(f"synthetic {dataset}", (train, extra, val, size), "32x32 pixels or more, no empty list")
     if dataset == "pascal":
-        _pascal(target, seed, train, extra, val, size, cluttered)
+        _pascal(target, seed, train, extra, val, size, textured)
     else:
         _cityscapes(target, seed, train, val, size)
 
 
-def _pascal(target: Path, seed: int, train: int, extra: int, val: int, size: tuple[int, int], cluttered: bool) -> None:
-    scene = cluttered_scene if cluttered else pascal_scene
+def _pascal(target: Path, seed: int, train: int, extra: int, val: int, size: tuple[int, int], textured: bool) -> None:
+    scene = textured_scene if textured else pascal_scene
     # Years and lists are interleaved, so that neither order nor name tells train from val.
     total = train + val + extra
     names = [f"{2007 + index % 5}_{index:06d}" for index in range(total)]
@@ -85,8 +85,6 @@ def _pascal(target: Path, seed: int, train: int, extra: int, val: int, size: tup
     def sbd_members() -> Iterator[tuple[str, bytes]]:
         for image_id, index in everything:
             image, labels = scene(seed, index, size)
-            if cluttered:
-                labels = _mistaken(labels, np.random.default_rng([seed, index, 2]))
             yield f"{_SBD}/cls/{image_id}.mat", _sbd_mat(_coarse(labels))
             yield f"{_SBD}/img/{image_id}.jpg", _jpeg(image)
         yield f"{_SBD}/train.txt", _lines([name for name, _ in everything if (name, _) not in held_out])
@@ -173,19 +171,6 @@ def _coarse(labels: UInt8) -> UInt8:
     """SBD's outlines are rougher than VOC's: keep every fourth pixel and enlarge."""
     height, width = labels.shape
     return np.repeat(np.repeat(labels[::4, ::4], 4, axis=0), 4, axis=1)[:height, :width]
-
-
-def _mistaken(labels: UInt8, rng: np.random.Generator) -> UInt8:
-    """A hasty annotator's mask: outlines off by up to two pixels, a tenth of the objects forgotten, a tenth confused
-    with the other class of their pair."""
-    (height, width), (top, left) = labels.shape, rng.integers(0, 5, 2)
-    noisy = np.pad(labels, 2, mode="edge")[top : top + height, left : left + width].copy()
-    for label in np.unique(labels[labels > 0]):
-        luck = rng.uniform()
-        if luck < 0.2:
-            other = label + 1 if label % 2 else label - 1
-            noisy[noisy == label] = 0 if luck < 0.1 else other
-    return noisy
 
 
 def voc_palette() -> list[int]:

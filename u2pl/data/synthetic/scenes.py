@@ -1,8 +1,8 @@
 """Scenes to draw in place of photographs: an image and its labels, each from a generator of its own.
 
 Every class has a colour, a texture and, for Pascal, a shape. Classes come in pairs of close colours that differ in
-texture, so that a weak network confuses them: there are unreliable pixels to learn from. In the cluttered scenes the
-colours of neighbouring pairs overlap too, and nothing but colour, texture and shape together names a class.
+texture, so that a weak network confuses them: there are unreliable pixels to learn from. In the textured scenes colour
+says nothing, and the two of a pair differ in wavelength alone.
 """
 
 import colorsys
@@ -32,35 +32,38 @@ def pascal_scene(seed: int, index: int, size: tuple[int, int]) -> tuple[UInt8, U
     return _finish(rng, image), labels
 
 
-def cluttered_scene(seed: int, index: int, size: tuple[int, int]) -> tuple[UInt8, UInt8]:
-    """As `pascal_scene`, but hard: patches of other textures behind, objects over each other, bars before them."""
+def textured_scene(seed: int, index: int, size: tuple[int, int]) -> tuple[UInt8, UInt8]:
+    """(H, W, 3) image and (H, W) labels 0 to 6: three striped objects, of which only the stripes tell the class.
+
+    Classes 2k + 1 and 2k + 2 have the angle k * 60 degrees; 8 pixels are the wavelength of the one, 13 of the other.
+    Colours are drawn and say nothing. A mirrored or resized image would show other classes: train on neither.
+    """
     rng = np.random.default_rng([seed, index, 1])  # not the numbers of the plain scene
     height, width = size
-    grey = rng.uniform(60, 180) + 45 * _smooth_noise(rng, size)
-    image = np.repeat(grey[..., None], 3, axis=2) + rng.uniform(-25, 25, 3)
+    y, x = np.mgrid[:height, :width].astype(np.float64)
+    image = np.ones((*size, 3)) * (rng.uniform(0.35, 0.75) + rng.uniform(-0.08, 0.08, 3))
     labels = np.zeros(size, np.uint8)
-
-    def place(kind: int, least: float, most: float) -> NDArray:
-        radius = rng.uniform(least, most) * min(size)
-        centre = rng.uniform(0.05, 0.95) * height, rng.uniform(0.05, 0.95) * width
-        return _shape(kind, size, centre, radius, rng.uniform(-np.pi, np.pi))
-
-    for _ in range(rng.integers(2, 5)):  # colours and stripes of no class
-        inside = place(int(rng.integers(4)), 0.08, 0.25)
-        image[inside] = _clutter(rng, size)[inside]
-    for label in (1 + index % 20, *rng.integers(1, 21, rng.integers(1, 4))):
-        inside = place(int(label), 0.18, 0.45)
-        image[inside] = _texture(rng, int(label), 20, size, apart=0.5, spread=0.015)[inside]
+    # The first class cycles, so that any run of images is stratified; later objects lie before earlier ones.
+    for label in (1 + index % 6, *rng.integers(1, 7, 2)):
+        centre = rng.uniform(0.15, 0.85, 2) * size
+        dy, dx = ((a - c) / half for a, c, half in zip((y, x), centre, rng.uniform(14, 24, 2), strict=True))
+        inside = np.maximum(abs(dy), abs(dx)) < 1 if rng.uniform() < 0.5 else dy**2 + dx**2 < 1
+        image[inside] = _stripes(rng, int(label), y[inside], x[inside])
         labels[inside] = label
-    for _ in range(rng.integers(0, 2)):  # occluder
-        bar = np.zeros(size, bool)
-        at, thick = rng.uniform(0, 1), rng.uniform(0.03, 0.08) * min(size)
-        axis = rng.integers(2)
-        start = int(at * size[axis])
-        bar[(slice(None),) * axis + (slice(start, start + max(2, int(thick))),)] = True
-        image[bar] = _clutter(rng, size)[bar]
-        labels[bar] = 0
-    return _finish(rng, image), labels
+    slope = rng.uniform(-0.2, 0.2, 2)
+    light = rng.uniform(0.85, 1.15) * (1 + slope[0] * (y / height - 0.5) + slope[1] * (x / width - 0.5))
+    image = image * light[..., None] + rng.normal(0, 0.05, image.shape)
+    return (np.clip(image, 0, 1) * 255).round().astype(np.uint8), labels
+
+
+def _stripes(rng: np.random.Generator, label: int, y: NDArray, x: NDArray) -> NDArray[np.float64]:
+    """(N, 3) in about 0 to 2: a sinusoid of the class's angle and wavelength over a colour that is anything."""
+    pair, second = divmod(label - 1, 2)
+    angle = pair * np.pi / 3 + rng.normal(0, 0.08)
+    wavelength = (13.0 if second else 8.0) * (1 + rng.normal(0, 0.08))
+    wave = np.sin(2 * np.pi * (x * np.cos(angle) + y * np.sin(angle)) / wavelength + rng.uniform(0, 2 * np.pi))
+    colour = colorsys.hsv_to_rgb(rng.uniform(), rng.uniform(0.2, 0.9), rng.uniform(0.45, 0.9))
+    return np.array(colour) * (1 + rng.uniform(0.45, 0.9) * wave)[..., None]
 
 
 def street_scene(seed: int, index: int, size: tuple[int, int]) -> tuple[UInt8, UInt8]:
@@ -119,31 +122,13 @@ def _shape(label: int, size: tuple[int, int], centre: tuple[float, float], radiu
     return (u**2 + v**2 < 1) & (u**2 + v**2 > 0.12)
 
 
-def _clutter(rng: np.random.Generator, size: tuple[int, int]) -> NDArray[np.float64]:
-    """(H, W, 3): stripes of a period that no class has, in any colour."""
-    y, x = np.mgrid[: size[0], : size[1]]
-    angle = rng.uniform(0, np.pi)
-    stripes = np.sin(2 * np.pi * (x * np.cos(angle) + y * np.sin(angle)) / rng.uniform(10, 24))
-    colour = np.array(colorsys.hsv_to_rgb(rng.uniform(), rng.uniform(0.05, 0.35), rng.uniform(0.4, 0.9))) * 255
-    return colour * (1 + 0.2 * stripes)[..., None]
-
-
-def _texture(
-    rng: np.random.Generator,
-    label: int,
-    n_classes: int,
-    size: tuple[int, int],
-    apart: float = 0.22,
-    spread: float = 0.012,
-) -> NDArray[np.float64]:
+def _texture(rng: np.random.Generator, label: int, n_classes: int, size: tuple[int, int]) -> NDArray[np.float64]:
     """(H, W, 3): the class's colour under light that changes from image to image, times the class's pattern.
 
     Classes 2k - 1 and 2k have neighbouring hues; stripes in the one and a checkerboard in the other tell them apart.
-    `apart` is their distance, that of two pairs being 1; `spread` is the standard deviation of the hue, of which the
-    whole circle is 1.
     """
     pair, second = divmod(label - 1, 2)
-    hue = (pair + apart * second) / ((n_classes + 1) // 2) + rng.normal(0, spread)
+    hue = (pair + 0.22 * second) / ((n_classes + 1) // 2) + rng.normal(0, 0.012)
     saturation = (0.85 if pair % 2 else 0.55) * rng.uniform(0.85, 1.1)
     colour = np.array(colorsys.hsv_to_rgb(hue % 1, min(saturation, 1), rng.uniform(0.6, 0.9))) * 255
     y, x = np.mgrid[: size[0], : size[1]] + rng.uniform(0, 8, 2)[:, None, None]

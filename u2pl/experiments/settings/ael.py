@@ -47,9 +47,8 @@ class Equalised(Averaging, Streams):
         by_bank = self.ael_cutmix and self.ael_partner == "bank"
         return super().streams | copied | frozenset({"ids", "chosen"} if by_bank else ())
 
-    def scale_range(self, draw: Draw) -> tuple[float, float]:
-        low, high = super().scale_range(draw)
-        return (self.ael_copy_paste_scale if draw == "labelled_2" else low), high
+    def scale_range(self, draw: Draw, usual: tuple[float, float]) -> tuple[float, float]:
+        return (self.ael_copy_paste_scale if draw == "labelled_2" else usual[0]), usual[1]
 
 
 class AEL(Equalised):

@@ -26,7 +26,6 @@ class Training(Strict):
     """Data and optimisation: every method."""
 
     trained: ClassVar[int] = 1  # networks that the optimisers move
-    averaged: ClassVar[int] = 0  # networks that follow others
     step_cost: ClassVar[float] = 1.0  # of a step, in that of a recipe's estimate
     # Peak of a step at the paper's size over Mean Teacher's, as tests/benchmarks/methods.py measures it
     step_memory: ClassVar[float] = 1.0
@@ -60,6 +59,11 @@ class Training(Strict):
         return self.group_size
 
     @property
+    def averaged(self) -> int:
+        """Networks that follow others."""
+        return 0
+
+    @property
     def kept(self) -> int:
         """Networks that are evaluated together, and whose weights a run keeps."""
         return 1
@@ -69,9 +73,9 @@ class Training(Strict):
         """What the method reads of a batch."""
         return frozenset({"labelled", "unlabelled"})
 
-    def scale_range(self, draw: Draw) -> tuple[float, float]:
-        """The least and the largest factor by which the weak augmentation resizes the images of a draw."""
-        return 0.5, 2.0
+    def scale_range(self, draw: Draw, usual: tuple[float, float]) -> tuple[float, float]:
+        """The least and the largest factor of the weak augmentation's resize of a draw; `usual` is the recipe's."""
+        return usual
 
     def seen_unlabelled(self, labelled: Lists, unlabelled: Lists) -> Lists:
         """What the stream of unlabelled images reads, of the two lists of a split or of their lengths."""
@@ -88,8 +92,6 @@ class Streams(Training):
 class Averaging(Training):
     """A teacher that averages the student, and a weight on what it teaches."""
 
-    averaged: ClassVar[int] = 1
-
     eta: Annotated[float, Field(ge=0)] = 1.0  # Eq. 8
     warmup_epochs: Annotated[int, Field(ge=0)] = 0  # supervised loss only
     ema_decay: Probability = 0.99
@@ -98,6 +100,10 @@ class Averaging(Training):
     teacher_buffers: Literal["own", "averaged"] = "own"
     # in the first epoch after the warm-up the teacher has the student's parameters, or is averaged at once
     teacher_first_epoch: Literal["shared", "averaged"] = "shared"
+
+    @property
+    def averaged(self) -> int:
+        return 1
 
 
 class Mixing(Training):

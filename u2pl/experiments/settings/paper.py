@@ -11,7 +11,13 @@ class SupOnly(Training):
 
     # an epoch: one pass over the labelled list, or as many steps as the semi-supervised methods take
     suponly_epoch_unit: Literal["labelled", "iterations"] = "labelled"
+    # what is evaluated: the network, or its average at the decay that the teachers have
+    suponly_evaluated: Literal["student", "average"] = "student"
     suponly_group_size: Positive = 4  # labelled images on a GPU of the released code, which has four on Cityscapes, too
+
+    @property
+    def averaged(self) -> int:
+        return int(self.suponly_evaluated == "average")
 
     @property
     def supervised_group(self) -> int:
