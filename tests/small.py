@@ -50,7 +50,9 @@ class Network(nn.Module):
 
 
 def averages(method: Any) -> Iterator[nn.Parameter]:
-    """The parameters of the method's teacher, if it has one."""
+    """The parameters of the method's teacher or average, if it has one."""
+    if hasattr(method, "average"):
+        return method.average.parameters()
     return method.teacher.network.parameters() if hasattr(method, "teacher") else iter(())
 
 
@@ -92,6 +94,8 @@ def beside(streams: Any, seed: int = 0) -> dict[str, Tensor]:
         found["index_u"] = torch.tensor([1, 3])
     if "chosen" in streams:
         found["image_p"] = torch.randn(2, 3, SIDE, SIDE, generator=torch.Generator().manual_seed(300 + seed))
+    if "oracle" in streams:
+        found["mask_u"] = torch.randint(C, (2, SIDE, SIDE), generator=generator)
     if "raw" in streams:
         found["raw_u"] = torch.randint(256, (2, 3, SIDE, SIDE), generator=generator, dtype=torch.uint8)
     if "valid" in streams:

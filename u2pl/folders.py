@@ -190,6 +190,11 @@ class Results:
     def comparisons(self, table: str | None = None) -> Path:
         return self.folder / ("comparisons.csv" if table is None else f"comparisons/{table}.csv")
 
+    @property
+    def claims(self) -> Path:
+        """What became of the claims of all tables."""
+        return self.folder / "claims.csv"
+
     def table(self, name: str) -> Path:
         """Without its suffix: .csv, .md or .tex."""
         return self.folder / "tables" / name

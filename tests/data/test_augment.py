@@ -114,6 +114,12 @@ def test_scales_and_flips_have_the_stated_distribution() -> None:
     assert max(p["height"] for p in drawn) <= 64, "no more is resampled than is kept"
 
 
+def test_nothing_is_mirrored_where_the_recipe_says_so() -> None:
+    transform = WeakAugmentation(32, mirror=False)
+    flat = [tv_tensors.Image(torch.zeros(3, 40, 40, dtype=torch.uint8))]
+    assert not any(transform.make_params(flat)["flip"] for _ in range(64))
+
+
 def test_fixed_scale_is_a_plain_crop() -> None:
     image, mask = painted(60, 50, 1)
     torch.manual_seed(3)

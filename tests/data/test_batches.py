@@ -100,6 +100,37 @@ def test_suponly_counts_epochs_over_either_list(pascal: Path, make_dataset: Make
     assert len(batches(pascal, dataset, 3, 7, settings={"sampler": "global"}, method="suponly")) == 1
 
 
+def test_only_an_oracle_is_given_true_masks(pascal: Path, make_dataset: Make) -> None:
+    """Those of image_u, as they are when the same images are labelled: same draws, other stream."""
+    ids = read_ids(pascal / "lists" / "train_aug.txt")[:7]
+    made = batches(pascal, make_dataset("pascal"), 3, 4, method="cutmix", settings={"oracle": True})
+    plain = batches(pascal, make_dataset("pascal"), 3, 4, method="cutmix")
+    folder = SegmentationFolder(pascal, ids[3:], n_classes=21, ignore_label=255)
+    for step, other in zip(made.epoch(0), plain.epoch(0), strict=True):
+        assert "mask_u" not in other and torch.equal(step["image_u"], other["image_u"])
+        assert step["mask_u"].dtype == torch.int64
+        known = {int(value) for index in range(4) for value in folder[index][1].unique()}
+        assert {int(value) for value in step["mask_u"].unique()} <= known | {255}
+        assert torch.equal(step["mask_u"], step["truth_u"].long())
+
+
+def test_a_recipe_without_resize_and_mirror_shows_windows_of_the_images(pascal: Path, make_dataset: Make) -> None:
+    """Every labelled crop, found in its image; two epochs, so that a mirrored one would turn up."""
+    dataset, side, seen = make_dataset("pascal"), 20, 0
+    made = batches(pascal, dataset, 3, 6, crop=side, resize=(1.0, 1.0), mirror=False)
+    files = [pascal / "images" / f"{name}.jpg" for name in read_ids(pascal / "lists" / "train_aug.txt")[:3]]
+    images = [torch.from_numpy(np.array(Image.open(path))).permute(2, 0, 1) for path in files]
+    windows = torch.cat(
+        [image.unfold(1, side, 1).unfold(2, side, 1).permute(1, 2, 0, 3, 4).flatten(0, 1) for image in images]
+    )
+    for epoch in range(4):
+        for step in made.epoch(epoch):
+            for crop in step["image_l"]:
+                seen += 1
+                assert (windows == crop).flatten(1).all(1).any()
+    assert seen > 12
+
+
 def test_an_incomplete_last_step_is_filled_from_the_next_pass(
     pascal: Path, make_dataset: Make, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -162,6 +193,7 @@ ADDED: dict[Stream, set[str]] = {
     "ids": {"index_u"},
     "valid": {"valid_l", "valid_u"},
     "raw": {"raw_u"},
+    "oracle": {"mask_u", "truth_u"},
 }
 
 
@@ -187,7 +219,7 @@ def test_every_stream_depends_on_seed_epoch_and_position_alone(pascal: Path, mak
     whole = list(made().epoch(1))
     assert len(whole) == 3 and whole[0].keys() == {
         "image_l", "mask_l", "valid_l", "image_l2", "mask_l2", "valid_l2",
-        "image_u", "valid_u", "index_u", "raw_u", "image_u2", "valid_u2",
+        "image_u", "valid_u", "index_u", "raw_u", "mask_u", "truth_u", "image_u2", "valid_u2",
     }  # fmt: skip
     assert equal(list(made(workers=2).epoch(1)), whole)
     assert equal(list(made().epoch(1, start=2)), whole[2:])

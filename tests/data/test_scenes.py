@@ -1,91 +1,70 @@
-"""The cluttered scenes and the mistakes in their SBD labels."""
-
-import io
-import tarfile
-from pathlib import Path
+"""The scenes of textures: what a class is, and that nothing else tells it."""
 
 import numpy as np
 import pytest
-import scipy.io
-from PIL import Image
 
-from u2pl.data.synthetic.archives import synthesize
-from u2pl.data.synthetic.scenes import cluttered_scene, pascal_scene
+from u2pl.data.synthetic.scenes import textured_scene
 
-SIZE = (64, 96)
+SIZE = (88, 88)
 
 
-def test_a_cluttered_scene_has_objects_and_is_the_same_again() -> None:
+def test_a_scene_has_objects_and_is_the_same_again() -> None:
     for index in range(40):
-        image, labels = cluttered_scene(3, index, SIZE)
+        image, labels = textured_scene(3, index, SIZE)
         assert image.shape == (*SIZE, 3) and image.dtype == labels.dtype == np.uint8
-        assert 0 in labels and 0 < labels.max() <= 20
-        again = cluttered_scene(3, index, SIZE)
+        assert 0 in labels and 1 <= len(set(np.unique(labels)) - {0}) <= 3
+        again = textured_scene(3, index, SIZE)
         assert np.array_equal(image, again[0]) and np.array_equal(labels, again[1])
-    assert not np.array_equal(cluttered_scene(3, 0, SIZE)[0], cluttered_scene(4, 0, SIZE)[0])
+    assert not np.array_equal(textured_scene(3, 0, SIZE)[0], textured_scene(4, 0, SIZE)[0])
 
 
-def test_its_background_is_cluttered_where_the_plain_one_is_not() -> None:
-    """Steps of brightness within the background, away from objects: clutter and occluders have edges there."""
-
-    def edges(scene) -> float:  # type: ignore[no-untyped-def]
-        shares = []
-        for index in range(40):
-            image, labels = scene(0, index, SIZE)
-            grey = image.astype(float).mean(2)
-            step = np.abs(grey[:, 8:] - grey[:, :-8])
-            # all of the nine pixels between are background
-            clear = np.lib.stride_tricks.sliding_window_view(labels == 0, 9, axis=1).all(-1)
-            shares.append((step[clear] > 40).mean())
-        return float(np.mean(shares))
-
-    assert edges(cluttered_scene) > 5 * edges(pascal_scene)
+def test_any_run_of_images_shows_every_class() -> None:
+    """The first object's class cycles; it can be covered, so two turns of six and not one."""
+    shown = [set(np.unique(textured_scene(0, index, SIZE)[1])) for index in range(60)]
+    for start in range(49):
+        assert set().union(*shown[start : start + 12]) == set(range(7))
 
 
-@pytest.fixture(scope="module")
-def annotations(tmp_path_factory: pytest.TempPathFactory) -> list[tuple[np.ndarray, np.ndarray]]:
-    """VOC's and SBD's labels of the same images, of a cluttered set."""
-    folder = tmp_path_factory.mktemp("cluttered")
-    synthesize("pascal", folder, seed=0, train=150, extra=1, val=1, size=SIZE, cluttered=True)
-    return list(both(folder))
+def patches(n: int, side: int = 24) -> tuple[np.ndarray, np.ndarray]:
+    """(N, side, side, 3) windows of one class each, and their classes."""
+    windows, classes = [], []
+    for index in range(n):
+        image, labels = textured_scene(1, index, SIZE)
+        views = np.lib.stride_tricks.sliding_window_view(labels, (side, side))[::4, ::4]
+        pure = (views == views[..., :1, :1]).all((2, 3)) & (views[..., 0, 0] > 0)
+        for y, x in np.argwhere(pure)[:3]:
+            windows.append(image[4 * y : 4 * y + side, 4 * x : 4 * x + side])
+            classes.append(views[y, x, 0, 0])
+    return np.array(windows, float), np.array(classes)
 
 
-def both(folder: Path):  # type: ignore[no-untyped-def]
-    with tarfile.open(folder / "VOCtrainval_11-May-2012.tar") as voc, tarfile.open(folder / "benchmark.tgz") as sbd:
-        coarse = {}
-        for member in sbd:
-            if "/dataset/cls/" in member.name:
-                content = scipy.io.loadmat(io.BytesIO(sbd.extractfile(member).read()))  # type: ignore[union-attr]
-                coarse[Path(member.name).stem] = content["GTcls"]["Segmentation"][0, 0]
-        for member in voc:
-            if "/SegmentationClass/" in member.name:
-                fine = np.asarray(Image.open(io.BytesIO(voc.extractfile(member).read())))  # type: ignore[union-attr]
-                yield fine, coarse[Path(member.name).stem]
+def test_the_spectrum_tells_angle_and_wavelength() -> None:
+    """The strongest frequency of every window, by an FFT: its length tells a pair's two apart, its angle the pairs."""
+    windows, classes = patches(150)
+    side, padded = windows.shape[1], 192
+    grey = windows.mean(3) - windows.mean((1, 2, 3))[:, None, None]
+    weighted = grey * np.hanning(side)[:, None] * np.hanning(side)
+    power = np.abs(np.fft.fft2(weighted, s=(padded, padded))) ** 2
+    frequency = np.fft.fftfreq(padded)
+    fy, fx = np.meshgrid(frequency, frequency, indexing="ij")
+    power[:, np.hypot(fy, fx) < 0.055] = 0
+    top = power.reshape(len(power), -1).argmax(1)
+    fy, fx = fy.ravel()[top], fx.ravel()[top]
+    wavelength, angle = 1 / np.hypot(fy, fx), np.degrees(np.arctan2(fy, fx)) % 180
+    found = 1 + 2 * (np.round(angle / 60).astype(int) % 3) + (wavelength > 10.2)
+    assert len(classes) > 200 and set(classes) == set(range(1, 7))
+    assert (found == classes).mean() > 0.9
+    assert np.median(wavelength[classes % 2 == 1]) == pytest.approx(8, abs=0.5)
+    assert np.median(wavelength[classes % 2 == 0]) == pytest.approx(13, abs=0.8)
 
 
-def test_a_tenth_of_the_sbd_objects_is_forgotten_and_a_tenth_confused(annotations) -> None:  # type: ignore[no-untyped-def]
-    """Of the large objects whose pair is otherwise absent, so that the label says what became of them."""
-    fates = []
-    for fine, coarse in annotations:
-        present = set(np.unique(fine)) - {0, 255}
-        for label in present:
-            twin = label + 1 if label % 2 else label - 1
-            where = fine == label
-            if where.sum() < 150 or twin in present:
-                continue
-            found = np.bincount(coarse[where], minlength=21).argmax()
-            fates.append({label: "kept", twin: "confused", 0: "forgotten"}.get(found, "covered"))
-    shares = {fate: fates.count(fate) / len(fates) for fate in set(fates)}
-    assert len(fates) > 250
-    deviation = (0.1 * 0.9 / len(fates)) ** 0.5
-    assert abs(shares["confused"] - 0.1) < 4 * deviation
-    # small, thin objects can also be lost by the shift: a few more
-    assert -4 * deviation < shares["forgotten"] - 0.1 < 4 * deviation + 0.03
-    assert shares.get("covered", 0) < 0.02
-
-
-def test_voc_labels_are_the_scene_s(annotations) -> None:  # type: ignore[no-untyped-def]
-    """In order of the archive; only rims are added."""
-    scenes = [cluttered_scene(0, index, SIZE)[1] for index in range(152)]
-    for fine, _ in annotations[:20]:
-        assert any(np.array_equal(np.where(fine == 255, labels, fine), labels) for labels in scenes)
+def test_colour_does_not_tell_the_class() -> None:
+    """The nearest mean colour of half of the windows is right on the other half as often as a guess is."""
+    windows, classes = patches(400)
+    colours = windows.mean((1, 2))
+    half = np.arange(len(classes)) < len(classes) // 2
+    means = np.array([colours[half & (classes == label)].mean(0) for label in range(1, 7)])
+    found = 1 + np.linalg.norm(colours[~half, None] - means, axis=2).argmin(1)
+    n = (~half).sum()
+    # three windows of an object share its colour: a third of them are independent
+    assert abs((found == classes[~half]).mean() - 1 / 6) < 4 * (1 / 6 * 5 / 6 / (n / 3)) ** 0.5

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import yaml
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from made import PREPARED
@@ -210,11 +211,21 @@ def test_a_class_without_a_labelled_image_is_named(labelled: str, missing: list[
 
 
 @pytest.mark.slow
-def test_the_lists_of_mini_show_every_class_that_their_candidates_show(
+def with_21_classes(folder: Path) -> None:
+    """`params` in the folder, with a scale mini that has the images of the scale demo, and more of them."""
+    shutil.copytree(Path(__file__).parents[2] / "params", folder / "params")
+    file = folder / "params/scales/mini.yaml"
+    scale = yaml.safe_load(file.read_text()) | {"seeds": [0, 1, 2], "tables": ["table2"]}
+    scale["datasets"]["pascal"] = {"synthetic": {"seed": 0, "train": 80, "extra": 240, "val": 100, "size": [64, 96]}}
+    scale["protocols"] = {"pascal_blender": {"fractions": {"1/16": 20, "1/8": 40, "1/4": 80, "1/2": 160}}}
+    file.write_text(yaml.safe_dump(scale))
+
+
+def test_stratified_lists_show_every_class_that_their_candidates_show(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """By the commands, on mini's own images. With the uniform draw its lists of 20 lack classes."""
-    shutil.copytree(Path(__file__).parents[2] / "params", tmp_path / "params")
+    """By the commands, on images of 21 classes. With the uniform draw lists of 20 lack some of them."""
+    with_21_classes(tmp_path)
     monkeypatch.chdir(tmp_path)
     suite = load_suite("mini")
     data, drawn = suite.datasets["pascal"], suite.datasets["pascal"].synthetic
@@ -227,7 +238,9 @@ def test_the_lists_of_mini_show_every_class_that_their_candidates_show(
     assert len(everything) == 21
     blender = [run for run in suite.runs.values() if run.protocol == "pascal_blender"]
     uniform, splits = [], sorted({(run.split, run.labelled, run.seed) for run in blender})
-    assert {(labelled, seed) for _, labelled, seed in splits} == {(n, seed) for n in (20, 40) for seed in range(3)}
+    assert {(labelled, seed) for _, labelled, seed in splits} == {
+        (n, seed) for n in (20, 40, 80, 160) for seed in range(3)
+    }
     for name, labelled, seed in splits:
         app(["data", "split", "pascal_blender", str(labelled), "--seed", str(seed), "--scale", "mini"],
             standalone_mode=False)  # fmt: skip
@@ -242,7 +255,7 @@ def test_the_lists_of_mini_show_every_class_that_their_candidates_show(
 def test_a_seed_that_is_not_the_scales_or_that_lists_have_not_is_refused(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    shutil.copytree(Path(__file__).parents[2] / "params", tmp_path / "params")
+    with_21_classes(tmp_path)
     monkeypatch.chdir(tmp_path)
     for options, message in (
         (["--seed", "7"], r"--seed: found 7, expected one of the scale's 0, 1, 2"),

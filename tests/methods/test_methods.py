@@ -37,6 +37,43 @@ def taught(method: Any, images: Tensor) -> tuple[Tensor, Tensor]:
     return seen[0][2:], labels[0]
 
 
+def test_the_oracle_teaches_the_true_labels_mixed_as_the_images() -> None:
+    """Images whose every pixel is its label: the student's mixed image shows what it should learn."""
+    method, data = build("cutmix", oracle=True, cutmix_probability=1.0), batch()
+    truth = torch.randint(C, (2, SIDE, SIDE), generator=torch.Generator().manual_seed(5))
+    images = truth[:, None].float().expand(-1, 3, -1, -1)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(method.teacher, "labels", lambda images: pytest.fail("the teacher is not asked"))
+        patch.setitem(globals(), "batch", lambda: data | {"mask_u": truth})
+        mixed, labels = taught(method, images)
+    assert torch.equal(mixed[:, 0].long(), labels) and not torch.equal(labels, truth)
+
+
+def test_the_average_of_suponly_is_a_running_mean_of_weights_and_statistics() -> None:
+    """decay min(1 - 1 / (t + 1), 0.99) over six steps, from the recorded states; the network learns as without it."""
+    method, plain = build("suponly", suponly_evaluated="average"), build("suponly")
+    expected: dict[str, Tensor] = {}
+    for step in range(6):
+        for one in (method, plain):
+            one.train()
+            optimiser = torch.optim.SGD([p for p in one.parameters() if p.requires_grad], 0.1)
+            one(batch(step), progress(step))["loss"].backward()
+            optimiser.step()
+            optimiser.zero_grad()
+            one.after_step(progress(step))
+        decay = min(1 - 1 / (step + 1), 0.99)
+        for name, value in method.student.state_dict().items():
+            before = expected.get(name, value).double()
+            expected[name] = decay * before + (1 - decay) * value.double() if value.is_floating_point() else value
+    found = method.evaluated.state_dict()
+    assert found.keys() == expected.keys()
+    for name, value in expected.items():
+        np.testing.assert_allclose(found[name].double(), value, rtol=1e-5, atol=1e-6)
+    assert plain.evaluated is plain.student and method.evaluated is not method.student
+    states = plain.student.state_dict(), method.student.state_dict()
+    assert all(torch.equal(states[0][name], states[1][name]) for name in states[0])
+
+
 def view_of(method: Any, data: dict[str, Tensor]) -> tuple[Tensor, View]:
     """The mixed images of a U2PL step, and what the teacher says in the paper's reading."""
     boxes = boxes_for(data["image_u"], method.settings.cutmix_probability, progress().generator)

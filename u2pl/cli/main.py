@@ -112,14 +112,16 @@ def evaluate(runs: list[str], scale: Scale = "demo", device: Device = "auto") ->
 
 @app.command()
 def cells(scale: Scale = "demo") -> None:
-    """Gather every cell of every table, and the differences between rows; metrics.json and curves.csv are for DVC."""
+    """Gather every cell of every table, differences between rows, and claims; metrics.json, curves.csv are for DVC."""
     from u2pl.report.cells import write_cells, write_comparisons
+    from u2pl.report.claims import write_claims
     from u2pl.report.dvc import write_curves, write_metrics
 
     suite, results = load_suite(scale), results_of(scale)
     with recorded(suite, "cells", "all"):
         write_cells(suite, results.folder, results.cells())
         write_comparisons(suite, results.folder, results.comparisons())
+        write_claims(suite, results.folder, results.claims)
         write_metrics(results.cells(), results.metrics)
         write_curves(suite, results.folder, results.curves)
 

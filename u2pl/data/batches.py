@@ -162,6 +162,7 @@ class TrainBatches:
         - ids: index_u (B,) int64, where the images of image_u are in the list that the stream reads
         - valid: valid_l, valid_u, ... (B, h, w) bool, one per image_*: False where the crop is padded
         - raw: raw_u, the bytes of image_u, which stay bytes when images are normalised
+        - oracle: mask_u (B, h, w) int64, the true masks of image_u, for an upper bound
 
         The images of `chosen`, image_p, are not among them: a step chooses those of the next, see `chosen`. Every
         `truth_every` steps truth_u, and truth_u2 if there is image_u2, (B, h, w) uint8, are the masks of those images,
@@ -234,7 +235,8 @@ class _Steps(TorchDataset[dict[str, Any]]):
         number, end = _DRAWS[draw]
         masked = draw.startswith("labelled")
         folder = self.labelled if masked else self.unlabelled
-        observed = not masked and observes(step, self.truth_every)
+        oracle = draw == "unlabelled" and "oracle" in self.streams
+        observed = not masked and (oracle or observes(step, self.truth_every))
         names = ["image"] + ["mask"] * masked + ["truth"] * observed + ["valid"] * ("valid" in self.streams)
         positions = range(step * self.batch + self.stretch.start, step * self.batch + self.stretch.stop)
         indices = [self._index(folder, epoch, number, position) for position in positions]
@@ -251,6 +253,8 @@ class _Steps(TorchDataset[dict[str, Any]]):
         out = {f"{name}_{end}": values for name, values in zip(names, columns, strict=True)}
         if masked:
             out[f"mask_{end}"] = out[f"mask_{end}"].long()
+        if oracle:
+            out["mask_u"] = out["truth_u"].long()
         if draw == "unlabelled" and "ids" in self.streams:
             out["index_u"] = torch.tensor(indices)
         if draw == "unlabelled" and "raw" in self.streams:

@@ -278,16 +278,34 @@ class Column(Strict):
     fraction: Fraction
 
 
+class Claim(Strict):
+    """That one row of a table is better than another, in each of its columns."""
+
+    claim: Text
+    better: str
+    worse: str
+
+
 class Table(Strict):
     caption: Caption
     columns: Annotated[list[Column], Field(min_length=1)]
     rows: Annotated[list[Row], Field(min_length=1)]
+    claims: list[Claim] = []  # stated before the runs that test them: results/<scale>/claims.csv
 
     @model_validator(mode="after")
     def one_number_per_column(self) -> "Table":
         for row in self.rows:
             if len(row.paper) != len(self.columns):
                 raise ValueError(f"row {row.title!r} has {len(row.paper)} paper values for {len(self.columns)} columns")
+        return self
+
+    @model_validator(mode="after")
+    def claims_are_of_trained_rows(self) -> "Table":
+        trained = [row.title for row in self.rows if row.method]
+        for claim in self.claims:
+            for row in (claim.better, claim.worse):
+                if row not in trained:
+                    raise Mistake("claims", repr(row), "the title of a row with a `method`")
         return self
 
     @model_validator(mode="after")

@@ -196,8 +196,16 @@ class Jobs:
         tables = {name: table.model_dump(mode="json") for name, table in suite.tables.items()}
         used = {run for cell in suite.cells for run in cell.runs}
         inputs = [run.evaluation for run in self._runs(used)] + [run.history for run in self._runs(set(suite.runs))]
-        outputs = [results.cells(), results.comparisons(), results.metrics, results.curves]
-        self._add("cells", "all", shown | {"cells": listed}, inputs, outputs, results.receipt("cells", "all"))
+        outputs = [results.cells(), results.comparisons(), results.claims, results.metrics, results.curves]
+        claims = {name: table["claims"] for name, table in tables.items() if table["claims"]}
+        self._add(
+            "cells",
+            "all",
+            shown | {"cells": listed, "claims": claims},
+            inputs,
+            outputs,
+            results.receipt("cells", "all"),
+        )
         for name, own in cells.items():
             content = shown | {"table": tables[name], "cells": listed[name]}
             wide = [results.table(name).with_name(f"{name}.{ending}") for ending in ("csv", "md", "tex")]

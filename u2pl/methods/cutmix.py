@@ -26,6 +26,7 @@ class CutMix(Method):
     """L_s + eta * cross-entropy against the teacher's labels: made on the unmixed images, mixed by the same boxes.
 
     With `pseudo_label: after_mix` the teacher labels the mixed images instead. During the warm-up only L_s is in force.
+    With `oracle` the true labels are learned, mixed alike, by the same code: an upper bound.
     """
 
     settings: s.CutMix
@@ -51,7 +52,9 @@ class CutMix(Method):
         images_u = batch["image_u"]
         boxes = boxes_for(images_u, settings.cutmix_probability, progress.generator, settings.cutmix_box)
         mixed = cutmix(images_u, boxes, settings.group_size)
-        if settings.pseudo_label == "before_mix":
+        if settings.oracle:
+            labels = cutmix(batch["mask_u"], boxes, settings.group_size)
+        elif settings.pseudo_label == "before_mix":
             labels = cutmix(self.teacher.labels(images_u), boxes, settings.group_size)
         else:
             labels = self.teacher.labels(mixed)

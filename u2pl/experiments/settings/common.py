@@ -17,8 +17,8 @@ OverImages = Literal["batch", "share", "image"]
 # Images that a batch can carry: labelled ones with their masks, unlabelled ones, and a second draw of each.
 Draw = Literal["labelled", "unlabelled", "unlabelled_2", "labelled_2"]
 # Beside them: ids and raw colours of the unlabelled images, a mask per draw of what is not padding, and unlabelled
-# images that the method chooses itself, a step before it sees them.
-Stream = Literal[Draw, "ids", "valid", "raw", "chosen"]
+# images that the method chooses itself, a step before it sees them; and, for an upper bound alone, their true masks.
+Stream = Literal[Draw, "ids", "valid", "raw", "chosen", "oracle"]
 Lists = TypeVar("Lists", int, list[str])  # lists of ids, or their lengths
 
 

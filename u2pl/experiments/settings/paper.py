@@ -33,7 +33,11 @@ class MeanTeacher(Averaging):
 
 
 class CutMix(Averaging, Mixing):
-    pass
+    oracle: bool = False  # the true labels in place of the teacher's: what perfect pseudo-labels would give
+
+    @property
+    def streams(self) -> frozenset[Stream]:
+        return super().streams | frozenset({"oracle"} if self.oracle else ())
 
 
 class U2PL(Averaging, Mixing, Contrast):
