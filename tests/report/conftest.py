@@ -1,5 +1,6 @@
 """A suite of one table, made by hand: two methods, one quoted row, two columns, two seeds."""
 
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -37,6 +38,11 @@ def suite_on_real_data() -> Suite:
 @pytest.fixture
 def suite_of_one_seed() -> Suite:
     return make_suite(seeds=1, synthetic=False)
+
+
+@pytest.fixture
+def suite_of_seeds() -> Callable[[int], Suite]:
+    return make_suite
 
 
 def make_table() -> Table:
