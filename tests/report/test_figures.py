@@ -22,6 +22,7 @@ from u2pl.folders import Run
 from u2pl.report import figures
 from u2pl.report.cells import write_cells
 from u2pl.report.history import read_curves, read_history
+from u2pl.report.transition import draw_transition
 
 ROOT = Path(__file__).parents[2]
 CLASSES = [
@@ -158,6 +159,30 @@ def draw_everything(folder: Path, table: Table) -> None:
     figures.draw_diagnostics(folder / "diagnostics", table, {(0, 0): known, (0, 1): known})
 
 
+def test_the_transition_shows_levels_and_each_runs_gain(tmp_path: Path, seen: list[Figure], table: Table) -> None:
+    """Two seeds of a baseline and of a method, whose pseudo-labels are measured from epoch 2 on."""
+
+    def history(last: float, quality: float | None) -> pd.DataFrame:
+        own = {"epoch": [1, 2, 3], "val_miou": [1.0, np.nan, last]}
+        return pd.DataFrame(own | ({"pseudo_miou": [np.nan, quality, 99.0]} if quality else {}))
+
+    curves = {
+        (0, 0): [history(50, None), history(54, None)],
+        (0, 1): [history(70, None), history(71, None)],
+        (2, 0): [history(47, 40.0), history(52, 45.0)],
+        (2, 1): [history(75, 80.0), history(78, 85.0)],
+    }
+    draw_transition(tmp_path / "t", table, [8, 16], curves, {"None": "SupOnly"})
+    (figure,) = seen
+    left, right = figure.axes
+    means = {c.get_label(): c.lines[0].get_ydata().tolist() for c in left.containers}
+    assert means == {"SupOnly": [52.0, 70.5], "None": [49.5, 76.5]}
+    assert left.get_xscale() == "log" and [t.get_text() for t in left.get_xticklabels()] == ["8", "16"]
+    points, zero = right.get_lines()
+    assert points.get_xydata().tolist() == [[40, -3], [45, -2], [80, 5], [85, 7]]
+    assert zero.get_ydata() == [0, 0]
+
+
 def test_equal_numbers_give_equal_bytes_without_dates(
     tmp_path: Path, table: Table, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -200,8 +225,12 @@ def test_figures_show_runs_that_tables_have(scale: str) -> None:
 
 def test_every_figure_that_is_declared_is_made_at_the_papers_scale() -> None:
     declared = yaml.safe_load((ROOT / "params/figures.yaml").read_text())
-    assert set(declared) <= set(load_suite("paper", ROOT).figures)
-    assert set(declared) - {"curves_readings", "diagnostics_readings"} <= set(load_suite("demo", ROOT).figures)
+    # the one of what two cores can train
+    assert set(declared) - {"transition"} <= set(load_suite("paper", ROOT).figures)
+    assert "transition" in load_suite("mini", ROOT).figures
+    assert set(declared) - {"curves_readings", "diagnostics_readings", "transition"} <= set(
+        load_suite("demo", ROOT).figures
+    )
 
 
 @pytest.fixture

@@ -119,6 +119,8 @@ def _figures(folder: Path, declared: dict[str, Figure], suite: Suite) -> dict[st
             pick(known, table, f"{where}: {name}")
         if not figure.tables <= set(suite.tables):
             continue
+        for title in [*figure.against, *figure.against.values()]:
+            pick({row.title: row for row in suite.tables[figure.table or ""].rows}, title, f"{where}: {name}.against")
         found = [find_cell(suite, cell, f"{where}: {name}.cells.{title}") for title, cell in figure.cells.items()]
         if len(used := {suite.protocols[cell.protocol].dataset for cell in found}) > 1:
             raise UserError(f"{where}: {name}.cells", " and ".join(sorted(used)), "cells of one data set")

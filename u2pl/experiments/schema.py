@@ -328,19 +328,22 @@ class Figure(Strict):
     """A figure of the runs behind cells, each under the name it has in the figure, or of a whole table."""
 
     # classes, entropy and predictions are Fig. 1, 2 and 4 of the paper; comparison is made for every table by itself
-    kind: Literal["classes", "entropy", "predictions", "curves", "diagnostics", "comparison"]
+    kind: Literal["classes", "entropy", "predictions", "curves", "diagnostics", "transition", "comparison"]
     caption: Caption
     cells: dict[Text, CellName] = {}
     table: str | None = None
     images: Positive = 4  # of Fig. 4
+    against: dict[Text, str] = {}  # transition: a row of the table, and the row over which its gain is shown
 
     @model_validator(mode="after")
     def cells_or_a_table(self) -> "Figure":
-        of_table = self.kind in ("curves", "diagnostics", "comparison")
+        of_table = self.kind in ("curves", "diagnostics", "transition", "comparison")
         if of_table != (self.table is not None) or of_table == bool(self.cells):
-            raise ValueError("`table` for curves and diagnostics, `cells` for the other kinds")
+            raise ValueError("`table` for curves, diagnostics and transition, `cells` for the other kinds")
         if self.kind in ("classes", "entropy") and len(self.cells) != 1:
             raise ValueError("one cell")
+        if (self.kind == "transition") != bool(self.against):
+            raise ValueError("`against` for transition alone")
         return self
 
     @property

@@ -1,17 +1,13 @@
 """The figures, as PDF and PNG. Equal numbers give equal bytes: no dates, no software versions inside."""
 
 import math
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import matplotlib
 import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
-from matplotlib.backends.backend_agg import FigureCanvasAgg
-from matplotlib.figure import Figure
 from matplotlib.patches import Patch
 from matplotlib.ticker import MaxNLocator
 from numpy.typing import NDArray
@@ -20,47 +16,10 @@ from u2pl.data.images import UInt8
 from u2pl.errors import UserError
 from u2pl.experiments.schema import ClassLabel, Table
 from u2pl.experiments.suite import Suite
-from u2pl.files import atomic_path
+from u2pl.report.canvas import BLUE, DASHES, GREEN, MARKERS, ORANGE, PALETTE, WIDTH, drawn, plain
 from u2pl.report.cells import read_cells
 from u2pl.report.history import DIAGNOSTICS, read_curves
-
-# Okabe and Ito's colours, told apart in every common kind of colour blindness; line styles tell them apart in print.
-BLUE, ORANGE, GREEN, BLACK = "#0072B2", "#E69F00", "#009E73", "#000000"
-PALETTE = [BLACK, ORANGE, GREEN, BLUE, "#D55E00", "#CC79A7", "#56B4E9"]
-DASHES = ["-", "--", "-.", ":"]
-MARKERS = "osD^vPX"
-STYLE: dict[str, Any] = {
-    "font.size": 8,
-    "axes.titlesize": 8,
-    "axes.spines.top": False,
-    "axes.spines.right": False,
-    "axes.axisbelow": True,
-    "axes.linewidth": 0.6,
-    "grid.linewidth": 0.4,
-    "grid.color": "#d0d0d0",
-    "legend.frameon": False,
-    "pdf.fonttype": 42,  # text stays text
-}
-METADATA: dict[str, dict[str, None]] = {
-    ".pdf": {"Creator": None, "Producer": None, "CreationDate": None},
-    ".png": {"Software": None},
-}
-WIDTH = 6.9  # inches: the width of a page of the paper
-DPI = 200
-
-
-@contextmanager
-def drawn(stem: Path, height: float, width: float = WIDTH) -> Iterator[Figure]:
-    """An empty figure, written to `stem`.pdf and .png after the block. Raises UserError as `atomic_path` does."""
-    # The user's own matplotlibrc must not change the bytes.
-    settings: dict[Any, Any] = {**matplotlib.rcParamsDefault, **STYLE, "backend": "agg"}
-    with matplotlib.rc_context(settings):
-        figure = Figure(figsize=(width, height), layout="constrained")
-        FigureCanvasAgg(figure)
-        yield figure
-        for suffix, metadata in METADATA.items():
-            with atomic_path(stem.with_name(stem.name + suffix)) as temporary:
-                figure.savefig(temporary, format=suffix[1:], dpi=DPI, metadata=metadata)
+from u2pl.report.transition import draw_transition
 
 
 def colourise(labels: NDArray[Any], classes: Sequence[ClassLabel]) -> UInt8:
@@ -192,6 +151,9 @@ def draw_numbers(suite: Suite, name: str, stem: Path, results: Path, cells_csv: 
         draw_curves(stem, table, read_curves(suite, results, params.table))
     elif params.kind == "diagnostics":
         draw_diagnostics(stem, table, read_curves(suite, results, params.table))
+    elif params.kind == "transition":
+        labelled = [suite.protocols[column.protocol].fractions[column.fraction] for column in table.columns]
+        draw_transition(stem, table, labelled, read_curves(suite, results, params.table), params.against)
     else:
         draw_comparison(stem, cells_csv, params.table, table)
 
@@ -306,8 +268,3 @@ def _heading(table: Table, index: int) -> str:
     column = table.columns[index]
     many = len({c.protocol for c in table.columns}) > 1
     return f"{column.protocol} " * many + column.fraction
-
-
-def plain(text: str) -> str:
-    """Text as it stands: matplotlib would read between dollars as mathematics."""
-    return text.replace("$", r"\$")

@@ -31,9 +31,10 @@ from u2pl.experiments.schema import Archive, Recipe
 from u2pl.experiments.suite import RunSpec, Suite
 from u2pl.files import sha256
 from u2pl.folders import Data, Prepared, Results, Run
+from u2pl.report.canvas import METADATA
 from u2pl.report.cells import suite_of_table, write_cells, write_comparisons
 from u2pl.report.claims import write_claims
-from u2pl.report.figures import METADATA, draw_numbers
+from u2pl.report.figures import draw_numbers
 from u2pl.report.page import write_page
 from u2pl.report.runs import check_scores, read_run
 from u2pl.report.show import flat
