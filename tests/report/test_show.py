@@ -311,7 +311,7 @@ def test_a_lost_file_of_a_finished_step_differs(tmp_path: Path) -> None:
         (
             str(RUN),
             {str(RUN)},
-            {f"results/tiny/{name}" for name in ("cells", "comparisons", "tables", "figures", "index")},
+            {f"results/tiny/{name}" for name in ("cells", "claims", "comparisons", "tables", "figures", "index")},
         ),
         ("results/tiny/tables", {"results/tiny/tables"}, set()),
         ("results/tiny/figures", {"results/tiny/figures"}, set()),
