@@ -191,6 +191,11 @@ class Results:
         return self.folder / ("comparisons.csv" if table is None else f"comparisons/{table}.csv")
 
     @property
+    def gains(self) -> Path:
+        """What each row gains in the mean of its columns."""
+        return self.folder / "gains.csv"
+
+    @property
     def claims(self) -> Path:
         """What became of the claims of all tables."""
         return self.folder / "claims.csv"

@@ -4,13 +4,15 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from made import evaluation
+from made import evaluation, record
 from scipy import stats
 
 from u2pl.errors import UserError
+from u2pl.experiments import load_suite
 from u2pl.experiments.suite import Suite
 from u2pl.files import read_json, write_json
-from u2pl.report.cells import COLUMNS, collect, compare, read_cells, write_cells
+from u2pl.report.cells import COLUMNS, against_paper, collect, compare, gains, lists_of, read_cells, write_cells
+from u2pl.report.statistics import Sample
 
 SUPONLY, U2PL = [50.0, 52.0], [55.125, 58.375]  # as in conftest.MIOU at 1/8
 
@@ -187,3 +189,72 @@ def test_a_row_is_compared_with_the_first_and_with_the_one_above(suite: Suite, r
         ["last", "copy", "best"],
     ]
     assert table["difference"].iloc[-1] == pytest.approx(1 - np.mean(U2PL))
+
+
+def test_p_is_of_the_test_against_the_paper_and_q_of_its_table(suite_on_real_data: Suite, results: Path) -> None:
+    cells = collect(suite_on_real_data, results)
+    known = cells[cells["p"].notna()]
+    eighth = cells[(cells["fraction"] == "1/8") & (cells["method"] == "suponly")].iloc[0]
+    assert eighth["p"] == pytest.approx(stats.ttest_1samp(SUPONLY, 71.55).pvalue)
+    assert len(known) > 1
+    np.testing.assert_allclose(known["q"], stats.false_discovery_control(known["p"]))
+
+
+def test_the_moderated_columns_are_of_the_prior_of_all_cells(suite_on_real_data: Suite, results: Path) -> None:
+    cells = collect(suite_on_real_data, results)
+    trained = cells[(cells["n"] > 1) & (cells["std"] > 1e-9)]
+    pooled = trained["moderated_std"]
+    assert len(trained) == 3 and pooled.notna().all()
+    # between the smallest and the largest spread, and nearer to each other than the plain ones
+    assert pooled.max() - pooled.min() < trained["std"].max() - trained["std"].min()
+    assert (trained["moderated_low"] < trained["mean"]).all() and (trained["mean"] < trained["moderated_high"]).all()
+    flat = cells[(cells["n"] > 1) & (cells["std"] <= 1e-9)]
+    assert len(flat) == 1 and flat["moderated_low"].isna().all()
+
+
+def test_gains_pool_the_columns(suite: Suite, results: Path) -> None:
+    """By hand: differences 5.125, 6.375 and -1.5, 0.5; variances 0.78125 and 2; s^2 = 1.390625, se^2 = s^2 / 4."""
+    (row,) = gains(suite, results).to_dict("records")
+    assert (row["row"], row["against"], row["columns"], row["n"]) == ("None", "SupOnly", 2, 4)
+    error = (1.390625 * (1 / 2 + 1 / 2)) ** 0.5 / 2
+    half = stats.t.ppf(0.975, 2) * error
+    np.testing.assert_allclose([row["difference"], row["low"], row["high"]], [2.625, 2.625 - half, 2.625 + half])
+    assert row["q"] == row["p"] == pytest.approx(2 * stats.t.sf(2.625 / error, 2))
+
+
+def test_an_enlarged_baseline_is_dunnetts_control(suite: Suite, results: Path) -> None:
+    """Four seeds of the first row, two of the other."""
+    more = [50.0, 52.0, 51.0, 53.5]
+    for seed, value in enumerate(more):
+        run = f"blender-8-suponly-seed{seed}"
+        write_json(results / "runs" / run / "evaluation.json", evaluation(best=value, last=1.0))
+        write_json(results / "runs" / run / "run.json", record(run))
+    cells = [
+        cell.model_copy(update={"runs": [f"blender-8-suponly-seed{seed}" for seed in range(4)]})
+        if (cell.method, cell.fraction) == ("suponly", "1/8")
+        else cell
+        for cell in suite.cells
+    ]
+    found = compare(suite.model_copy(update={"cells": cells}), results).set_index("fraction")
+    # Dunnett's test of one group is the two-sample t test
+    expected = stats.ttest_ind(U2PL, more)
+    interval = expected.confidence_interval(0.95)
+    assert found.loc["1/8", "dunnett_p"] == pytest.approx(expected.pvalue, abs=1e-3)
+    np.testing.assert_allclose(
+        found.loc["1/8", ["dunnett_low", "dunnett_high"]].astype(float), [interval.low, interval.high], atol=0.03
+    )
+    assert np.isnan(found.loc["1/4", "dunnett_p"])
+
+
+def test_verdicts_are_conditional_on_a_list_that_is_not_the_papers() -> None:
+    suite = load_suite("paper", Path(__file__).parents[2])
+    rows = {cell.row: cell for cell in suite.cells if cell.table == "divergences"}
+    found = {row: lists_of(rows[row], suite) for row in ("paper preset", "split_source = cps", "split_source = drawn")}
+    assert list(found.values()) == ["the authors'", "one list of cps", "redrawn with each seed"]
+    cps = rows["split_source = cps"].model_copy(update={"paper": 79.0})
+    ours = Sample.of([79.0, 79.1, 79.2])
+    assert against_paper(cps, ours, suite)["verdict"] == "conditional on this list"
+    assert (
+        against_paper(cps.model_copy(update={"runs": rows["paper preset"].runs}), ours, suite)["verdict"]
+        == "reproduced"
+    )

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from u2pl.report.statistics import ALPHA, Sample, verdict
+from u2pl.report.statistics import ALPHA, Sample, false_discovery, pooled, verdict
 
 VALUES = [79.1, 78.6, 79.9, 79.4]
 
@@ -100,3 +100,65 @@ def test_the_power_of_equivalence_is_that_of_its_integral(n: int, spread: float)
     power = float(np.mean(2 * stats.norm.cdf(room / (spread / math.sqrt(n))) - 1))
     assert 0.2 < power < 0.999
     assert below(power) <= rates(0.0, spread, n, margin=1.0)["reproduced"] <= above(power)
+
+
+# --- families
+
+
+def test_q_is_benjamini_and_hochbergs_by_the_definition() -> None:
+    """q_i is the smallest level at which the step-up procedure rejects i, found by trying levels."""
+    ps = [0.001, 0.2, math.nan, 0.013, 0.014, 0.9, 0.03]
+    known = [p for p in ps if not math.isnan(p)]
+
+    def rejected(level: float) -> float:
+        """The largest p that is rejected; 0 if none is."""
+        passing = [p for rank, p in enumerate(sorted(known), 1) if p <= level * rank / len(known)]
+        return max(passing, default=0.0)
+
+    for p, q in zip(ps, false_discovery(ps), strict=True):
+        if math.isnan(p):
+            assert math.isnan(q)
+        else:
+            assert rejected(q * 1.0001) >= p and rejected(q * 0.9999) < p
+    assert false_discovery([]) == [] and all(map(math.isnan, false_discovery([math.nan])))
+
+
+def test_two_equal_columns_pool_to_the_two_sample_variance() -> None:
+    """The sum of two independent means is a two-sample t test of one against the negative other."""
+    a, b = [1.0, 2.5, 1.7], [0.4, 1.9, 3.1, 2.0]
+    found = pooled([Sample.of(a), Sample.of(b)])
+    expected = stats.ttest_ind(a, [-value for value in b])
+    interval = expected.confidence_interval(0.95)
+    assert found.mean == pytest.approx((np.mean(a) + np.mean(b)) / 2) and found.n == 7
+    assert found.interval == pytest.approx((interval.low / 2, interval.high / 2)) and found.p == pytest.approx(
+        expected.pvalue
+    )
+
+
+def test_a_column_of_one_seed_counts_and_one_alone_has_no_interval() -> None:
+    one, three = Sample.of([5.0]), Sample.of([1.0, 2.0, 3.0])
+    found = pooled([one, three])
+    half = stats.t.ppf(0.975, 2) * math.sqrt(1.0 * (1 + 1 / 3)) / 2
+    assert found.interval == pytest.approx((3.5 - half, 3.5 + half))
+    assert all(map(math.isnan, pooled([one, one]).interval))
+
+
+@pytest.mark.parametrize("unequal", [False, True])
+def test_a_gain_over_columns_covers_as_often_as_stated(unequal: bool) -> None:
+    """Five columns of three seeds; with spreads from half to double the typical one, too."""
+    rng, draws = np.random.default_rng(7), 3000
+    spreads = np.array([0.5, 0.7, 1.0, 1.4, 2.0]) if unequal else np.ones(5)
+    truth, hits = np.array([3.0, 1.0, 0.0, 2.0, 1.5]), 0
+    for values in truth[:, None] + spreads[:, None] * rng.standard_normal((draws, 5, 3)):
+        low, high = pooled([Sample.of(list(column)) for column in values]).interval
+        hits += low <= truth.mean() <= high
+    assert 0.93 <= hits / draws <= 0.97
+
+
+def test_the_papers_number_is_one_draw_too() -> None:
+    """docs/results.md: a method at the margin from the truth, and a paper that drew once: sd 0.3, three seeds."""
+    rng, draws = np.random.default_rng(8), 20000
+    ours = 71 + 0.3 * rng.standard_normal((draws, 3))
+    papers = 70 + 0.3 * rng.standard_normal(draws)
+    found = [verdict(Sample.of(list(own)), paper, 1.0) for own, paper in zip(ours, papers, strict=True)]
+    assert found.count("reproduced") / draws == pytest.approx(0.14, abs=0.01)

@@ -113,7 +113,7 @@ def evaluate(runs: list[str], scale: Scale = "demo", device: Device = "auto") ->
 @app.command()
 def cells(scale: Scale = "demo") -> None:
     """Gather every cell of every table, differences between rows, and claims; metrics.json, curves.csv are for DVC."""
-    from u2pl.report.cells import write_cells, write_comparisons
+    from u2pl.report.cells import write_cells, write_comparisons, write_gains
     from u2pl.report.claims import write_claims
     from u2pl.report.dvc import write_curves, write_metrics
 
@@ -121,6 +121,7 @@ def cells(scale: Scale = "demo") -> None:
     with recorded(suite, "cells", "all"):
         write_cells(suite, results.folder, results.cells())
         write_comparisons(suite, results.folder, results.comparisons())
+        write_gains(suite, results.folder, results.gains)
         write_claims(suite, results.folder, results.claims)
         write_metrics(results.cells(), results.metrics)
         write_curves(suite, results.folder, results.curves)

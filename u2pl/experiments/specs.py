@@ -196,7 +196,14 @@ class Jobs:
         tables = {name: table.model_dump(mode="json") for name, table in suite.tables.items()}
         used = {run for cell in suite.cells for run in cell.runs}
         inputs = [run.evaluation for run in self._runs(used)] + [run.history for run in self._runs(set(suite.runs))]
-        outputs = [results.cells(), results.comparisons(), results.claims, results.metrics, results.curves]
+        outputs = [
+            results.cells(),
+            results.comparisons(),
+            results.gains,
+            results.claims,
+            results.metrics,
+            results.curves,
+        ]
         claims = {name: table["claims"] for name, table in tables.items() if table["claims"]}
         self._add(
             "cells",

@@ -19,7 +19,7 @@ from u2pl.report.cells import read_cells
 from u2pl.report.history import DIAGNOSTICS, read_history
 from u2pl.report.origins import COPIED, RECONSTRUCTED, notes
 from u2pl.report.runs import command, read_run
-from u2pl.report.tables import DECIMALS, NOTHING
+from u2pl.report.tables import DECIMALS, NOTHING, best_of
 
 STATIC = files("u2pl.report") / "static"
 POINTS = 40  # of a curve that explains another: the page holds those of every run
@@ -95,13 +95,13 @@ def _table(suite: Suite, results: Path, cells_csv: Path, cells: pd.DataFrame, na
         own_cells = [_cell(suite, results, part.iloc[0]) for part in found]
         rows.append({"title": row.title, **origin, "cells": own_cells})
     best = [
-        max((row["cells"][c]["mean"] for row in rows if row["cells"][c]["mean"] is not None), default=None)
+        best_of([row["cells"][c]["mean"] for row in rows if row["cells"][c]["mean"] is not None])
         for c in range(len(table.columns))
     ]
     title = re.sub(r"^table(?=\d)", "Table ", name).capitalize()
     for line in rows:
         for cell, top in zip(line["cells"], best, strict=True):
-            cell |= {"title": title, "best": top is not None and cell["mean"] == top}
+            cell |= {"title": title, "best": cell["mean"] == top}
     headers = [f"{cell['protocol']} " * many + cell["column"] for cell in rows[0]["cells"]] if rows else []
     said = " ".join(notes((row["title"], row["source"], row["copied_from"]) for row in rows))
     return {"name": name, "title": title, "caption": table.caption, "notes": said, "headers": headers, "rows": rows}

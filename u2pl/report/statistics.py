@@ -12,25 +12,34 @@ from statistics import fmean, stdev
 from typing import Literal
 
 from scipy.special import stdtr, stdtrit
+from scipy.stats import false_discovery_control
 
 ALPHA = 0.05
 ROUNDING = 1e-9  # a smaller spread is floating-point noise: one pixel moves a mIoU by more
 
-Verdict = Literal["reproduced", "not reproduced", "inconclusive", "not comparable", ""]
+Verdict = Literal["reproduced", "not reproduced", "inconclusive", "conditional on this list", "not comparable", ""]
 
 
 @dataclass(frozen=True)
 class Sample:
-    """Statistics of `n` values: `std` is the sample standard deviation (ddof=1); NaN for what is not known."""
+    """Statistics of `n` values: `std` is the sample standard deviation (ddof=1); NaN for what is not known.
+
+    df: degrees of freedom of `std`, where other values told of the spread, too; NaN: n - 1.
+    """
 
     n: int
     mean: float
     std: float
+    df: float = math.nan
 
     @classmethod
     def of(cls, values: Sequence[float]) -> "Sample":
         """The statistics of the values, of which there may be none."""
         return cls(len(values), fmean(values) if values else math.nan, stdev(values) if len(values) > 1 else math.nan)
+
+    @property
+    def degrees(self) -> float:
+        return self.n - 1 if math.isnan(self.df) else self.df
 
     @property
     def spread_known(self) -> bool:
@@ -40,7 +49,7 @@ class Sample:
         """Half the width of the two-sided t interval of the mean; NaN if no spread is known."""
         if not self.spread_known:
             return math.nan
-        return float(stdtrit(self.n - 1, (1 + confidence) / 2)) * self.std / math.sqrt(self.n)
+        return float(stdtrit(self.degrees, (1 + confidence) / 2)) * self.std / math.sqrt(self.n)
 
     @property
     def interval(self) -> tuple[float, float]:
@@ -53,7 +62,32 @@ class Sample:
         """Of the two-sided t test that the mean is 0; NaN if no spread is known."""
         if not self.spread_known:
             return math.nan
-        return float(2 * stdtr(self.n - 1, -abs(self.mean) * math.sqrt(self.n) / self.std))
+        return float(2 * stdtr(self.degrees, -abs(self.mean) * math.sqrt(self.n) / self.std))
+
+
+def pooled(samples: Sequence[Sample]) -> Sample:
+    """The mean of the means of samples that share a variance, as if of one sample.
+
+    s^2 = sum (n_c - 1) s_c^2 / sum (n_c - 1); the mean of C means has the variance s^2 sum (1 / n_c) / C^2. `n` counts
+    all values, and `std` is such that std / sqrt(n) is the standard error.
+    """
+    df, n = sum(sample.n - 1 for sample in samples), sum(sample.n for sample in samples)
+    mean = fmean(sample.mean for sample in samples)
+    if df < 1:
+        return Sample(n, mean, math.nan)
+    variance = sum((sample.n - 1) * sample.std**2 for sample in samples if sample.n > 1) / df
+    error = math.sqrt(variance * sum(1 / sample.n for sample in samples)) / len(samples)
+    return Sample(n, mean, error * math.sqrt(n), df)
+
+
+def false_discovery(ps: Sequence[float]) -> list[float]:
+    """Benjamini and Hochberg's q (1995) of a family of p values; NaN stays NaN, and is no member."""
+    known = [place for place, p in enumerate(ps) if not math.isnan(p)]
+    found = [math.nan] * len(ps)
+    if known:
+        for place, q in zip(known, false_discovery_control([ps[place] for place in known]), strict=True):
+            found[place] = float(q)
+    return found
 
 
 def verdict(ours: Sample, paper: float, margin: float) -> Verdict:

@@ -1,6 +1,7 @@
 """Views of `cells.csv`: each table wide, as numbers (CSV), for a paper (LaTeX) and for reading (Markdown)."""
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -10,7 +11,7 @@ from u2pl.errors import UserError
 from u2pl.experiments.schema import Column, Scale, Table
 from u2pl.experiments.values import Source
 from u2pl.files import atomic_path
-from u2pl.report.cells import read_cells
+from u2pl.report.cells import CONDITIONAL, REDRAWN, read_cells
 from u2pl.report.latex import escape
 from u2pl.report.origins import COPIED, QUOTED, RECONSTRUCTED, notes, remark
 from u2pl.report.statistics import ALPHA
@@ -34,6 +35,7 @@ class Entry:
     verdict: str
     source: Source
     copied_from: str
+    redrawn: bool = False
     best: bool = False
 
     @property
@@ -89,9 +91,15 @@ def lay_out(cells: pd.DataFrame, table: Table, name: str, where: Path) -> Grid:
         part = own[(own["protocol"] == column.protocol) & (own["fraction"] == column.fraction)]
         columns.append([_entry(part[part["row"] == row.title], row.title, column, where) for row in table.rows])
         headers.append(f"{column.protocol} " * many + str(part["column"].iloc[0]))
-    best = [max((e.mean for e in column if not e.quoted), default=math.nan) for column in columns]
+    best = [best_of([e.mean for e in column if not e.quoted]) for column in columns]
     entries = [[_mark(entry, top) for entry, top in zip(row, best, strict=True)] for row in zip(*columns, strict=True)]
     return Grid([row.title for row in table.rows], headers, entries)
+
+
+def best_of(values: Sequence[float]) -> float:
+    """The largest of the values, if it is printed alone: of a tie at DECIMALS none is best, NaN."""
+    printed = sorted(round(value, DECIMALS) for value in values)
+    return max(values) if printed and printed[-1:] != printed[-2:-1] else math.nan
 
 
 def _entry(found: pd.DataFrame, title: str, column: Column, where: Path) -> Entry:
@@ -109,6 +117,7 @@ def _entry(found: pd.DataFrame, title: str, column: Column, where: Path) -> Entr
         verdict=str(cell["verdict"]),
         source=cell["source"],
         copied_from=str(cell["copied_from"]),
+        redrawn=cell["lists"] == REDRAWN,
     )
 
 
@@ -142,8 +151,15 @@ def caption(table: Table, grid: Grid, scale: Scale) -> str:
             f"Verdict against the paper's number, taken as fixed, at α = {ALPHA:g}: "
             f"{MARKS['reproduced']} reproduced, two one-sided t tests reject a difference of {margin} or more; "
             f"{MARKS['not reproduced']} not reproduced, the {100 * (1 - ALPHA):g} % t interval of the difference lies "
-            f"beyond {margin}; {MARKS['inconclusive']} neither, as with one seed."
+            f"beyond {margin}; {MARKS['inconclusive']} neither, as with one seed. That number is itself one draw."
         )
+    if any(entry.verdict == CONDITIONAL for entry in entries):
+        parts.append("No verdict where all seeds share one list that is not the paper's: it would depend on the list.")
+    trained = [(title, row) for title, row in zip(grid.titles, grid.entries, strict=True) if not row[0].quoted]
+    redrawn = [title for title, row in trained if any(entry.redrawn for entry in row)]
+    if redrawn:
+        whose = "" if len(redrawn) == len(trained) else f" in {', '.join(redrawn)}"
+        parts.append(f"The labelled list is redrawn with each seed{whose}.")
     parts += grid.notes
     if scale.synthetic:
         parts.append("The data are synthetic: the numbers show that the suite runs and say nothing about the paper's.")

@@ -32,7 +32,7 @@ from u2pl.experiments.suite import RunSpec, Suite
 from u2pl.files import sha256
 from u2pl.folders import Data, Prepared, Results, Run
 from u2pl.report.canvas import METADATA
-from u2pl.report.cells import suite_of_table, write_cells, write_comparisons
+from u2pl.report.cells import suite_of_table, write_cells, write_comparisons, write_gains
 from u2pl.report.claims import write_claims
 from u2pl.report.figures import draw_numbers
 from u2pl.report.page import write_page
@@ -318,13 +318,14 @@ def _tables(suite: Suite, results: Path, sound: Collection[str], again: Path) ->
             views = there.table(table), made.table(table)
             files += [(views[0].with_suffix(end), views[1].with_suffix(end)) for end in (".csv", ".md", ".tex")]
         else:
-            files.append((there.claims, made.claims))
+            files += [(there.gains, made.gains), (there.claims, made.claims)]
         if not _runs(part) <= set(sound):
             yield from (_left_out("tables", file) for file, _ in files)
             continue
         write_cells(part, results, made.cells(table))
         write_comparisons(part, results, made.comparisons(table))
         if table is None:
+            write_gains(suite, results, made.gains)
             write_claims(suite, results, made.claims)
         else:
             write_table(made.cells(table), suite.tables[table], table, suite.params, made.table(table))
