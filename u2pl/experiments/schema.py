@@ -347,8 +347,11 @@ class Scale(Strict):
 
 
 class Config(Strict):
-    """The configuration of the Snakemake workflow: which scale to run."""
+    """The configuration of the Snakemake workflow: which scale to run, and how."""
 
     scale: Annotated[str, Field(pattern=r"^[A-Za-z0-9_][A-Za-z0-9_-]*$")] = "demo"
     # cpu: train without the GPUs that the recipes ask for
     device: Annotated[str, Field(pattern=r"^(auto|cpu|cuda(:[0-9]+)?)$")] = "auto"
+    # Jobs are forks of one process that has imported everything: for many jobs, all on this machine, that are shorter
+    # than their imports.
+    fork: bool = False
