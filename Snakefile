@@ -34,7 +34,7 @@ shell.prefix(f"set -euo pipefail; export PATH={BIN}:$PATH {PLANNED}=1; ")
 
 
 onstart:
-    if config["fork"] and (socket := server.start()):
+    if config["jobs"] == "forks" and (socket := server.start()):
         os.environ[client.SERVER] = socket
 
 

@@ -84,6 +84,7 @@ class Synthetic(Strict):
     val: Positive
     size: Annotated[tuple[Positive, Positive], AsTuple]  # height, width in pixels
     cluttered: bool = False  # pascal: hard scenes, and noisy labels in the SBD part
+    simple: bool = False  # pascal: scenes of five classes, each told by its hue
 
 
 class DiskSpace(Strict):
@@ -352,6 +353,6 @@ class Config(Strict):
     scale: Annotated[str, Field(pattern=r"^[A-Za-z0-9_][A-Za-z0-9_-]*$")] = "demo"
     # cpu: train without the GPUs that the recipes ask for
     device: Annotated[str, Field(pattern=r"^(auto|cpu|cuda(:[0-9]+)?)$")] = "auto"
-    # Jobs are forks of one process that has imported everything: for many jobs, all on this machine, that are shorter
-    # than their imports.
-    fork: bool = False
+    # forks: of one process that has imported everything; for many jobs, all on this machine, that are shorter than
+    # their imports
+    jobs: Literal["processes", "forks"] = "processes"

@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from u2pl.data.images import UInt8, encode_mask
-from u2pl.data.synthetic.scenes import cluttered_scene, pascal_scene, street_scene
+from u2pl.data.synthetic.scenes import cluttered_scene, pascal_scene, simple_scene, street_scene
 from u2pl.errors import UserError
 from u2pl.files import atomic_path
 
@@ -42,25 +42,28 @@ def synthesize(
     val: int,
     size: tuple[int, int],
     cluttered: bool = False,
+    simple: bool = False,
 ) -> None:
     """Write the archives of `dataset` ("pascal" or "cityscapes") into the folder `target` under upstream's names.
 
     `train` and `val` are the lengths of VOC's or Cityscapes' lists, `extra` the images only SBD has, and `size` is
-    (height, width) in pixels. `cluttered` Pascal scenes are hard, and SBD's labels of them have mistakes. Raises
-    UserError for an unknown data set, impossible numbers or a full disk.
+    (height, width) in pixels. `cluttered` Pascal scenes are hard, and SBD's labels of them have mistakes; `simple` ones
+    are easy. Raises UserError for an unknown data set, impossible numbers or a full disk.
     """
     if dataset not in ("pascal", "cityscapes"):
         raise UserError("dataset", repr(dataset), "pascal or cityscapes")
     if min(size) < 32 or min(train, val) < 1 or extra < 0:
         raise UserError(f"synthetic {dataset}", (train, extra, val, size), "32x32 pixels or more, no empty list")
     if dataset == "pascal":
-        _pascal(target, seed, train, extra, val, size, cluttered)
+        _pascal(target, seed, train, extra, val, size, cluttered, simple)
     else:
         _cityscapes(target, seed, train, val, size)
 
 
-def _pascal(target: Path, seed: int, train: int, extra: int, val: int, size: tuple[int, int], cluttered: bool) -> None:
-    scene = cluttered_scene if cluttered else pascal_scene
+def _pascal(
+    target: Path, seed: int, train: int, extra: int, val: int, size: tuple[int, int], cluttered: bool, simple: bool
+) -> None:
+    scene = cluttered_scene if cluttered else simple_scene if simple else pascal_scene
     # Years and lists are interleaved, so that neither order nor name tells train from val.
     total = train + val + extra
     names = [f"{2007 + index % 5}_{index:06d}" for index in range(total)]
