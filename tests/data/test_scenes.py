@@ -10,7 +10,7 @@ import scipy.io
 from PIL import Image
 
 from u2pl.data.synthetic.archives import synthesize
-from u2pl.data.synthetic.scenes import cluttered_scene, pascal_scene
+from u2pl.data.synthetic.scenes import SIMPLE, cluttered_scene, pascal_scene, simple_scene
 
 SIZE = (64, 96)
 
@@ -23,6 +23,15 @@ def test_a_cluttered_scene_has_objects_and_is_the_same_again() -> None:
         again = cluttered_scene(3, index, SIZE)
         assert np.array_equal(image, again[0]) and np.array_equal(labels, again[1])
     assert not np.array_equal(cluttered_scene(3, 0, SIZE)[0], cluttered_scene(4, 0, SIZE)[0])
+
+
+def test_a_simple_scene_has_every_simple_class_in_few_images_and_is_the_same_again() -> None:
+    scenes = [simple_scene(3, index, SIZE) for index in range(2 * len(SIMPLE))]
+    for index, (image, labels) in enumerate(scenes):
+        assert image.shape == (*SIZE, 3) and image.dtype == labels.dtype == np.uint8
+        again = simple_scene(3, index, SIZE)
+        assert np.array_equal(image, again[0]) and np.array_equal(labels, again[1])
+    assert set(np.unique([labels for _, labels in scenes])) == {0, *SIMPLE}
 
 
 def test_its_background_is_cluttered_where_the_plain_one_is_not() -> None:

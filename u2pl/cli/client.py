@@ -36,6 +36,7 @@ def delegate() -> None:
         sys.exit(f"u2pl: the server at {path} ended before the command")
     code = int(answer)
     if code < 0:  # a signal ended the command: this process ends likewise, for the caller to see
-        signal.signal(-code, signal.SIG_DFL)
+        if -code in FORWARDED:
+            signal.signal(-code, signal.SIG_DFL)
         os.kill(os.getpid(), -code)
     sys.exit(code)

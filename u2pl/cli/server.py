@@ -33,7 +33,9 @@ def start() -> str | None:
     """Start a server that ends with this process; its socket, None if this machine has no place for one."""
     path = Path(tempfile.mkdtemp(prefix="u2pl-")) / "socket"
     command = [sys.executable, "-m", "u2pl.cli.server", str(path)]
-    process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE)
+    # NumPy and SciPy start threads when they are imported, which forks do not have.
+    environment = os.environ | {"OPENBLAS_NUM_THREADS": "1"}
+    process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, env=environment)
     assert process.stdout is not None
     atexit.register(process.communicate)  # closes its input and waits for it
     return str(path) if process.stdout.readline() else None
@@ -170,11 +172,12 @@ def _exit_code(code: object) -> int:
 
 
 def import_everything() -> None:
-    """Import the suite, and what torch imports when the first optimiser is made."""
+    """Import the suite, what torch imports when the first optimiser is made, and DVCLive when it first writes."""
     for module in pkgutil.walk_packages(u2pl.__path__, "u2pl."):
         if not module.name.endswith("__main__") and module.name != __name__:
             importlib.import_module(module.name)
-    importlib.import_module("torch._dynamo")
+    for name in ("torch._dynamo", "dvc.repo"):
+        importlib.import_module(name)
 
 
 if __name__ == "__main__":
