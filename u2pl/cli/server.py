@@ -18,7 +18,7 @@ import subprocess
 import sys
 import tempfile
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import suppress
 from pathlib import Path
 from typing import NoReturn
@@ -66,7 +66,7 @@ class _Server:
         listener: socket.socket,
         selector: selectors.BaseSelector,
         run: Callable[[], None],
-        inherited: dict[signal.Signals, object],
+        inherited: Mapping[signal.Signals, object],
     ) -> None:
         self.listener, self.selector, self.run, self.inherited = listener, selector, run, inherited
         self.commands: dict[int, socket.socket] = {}  # process id -> the client that waits for it
