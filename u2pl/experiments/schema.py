@@ -84,7 +84,13 @@ class Synthetic(Strict):
     val: Positive
     size: Annotated[tuple[Positive, Positive], AsTuple]  # height, width in pixels
     cluttered: bool = False  # pascal: hard scenes, and noisy labels in the SBD part
-    simple: bool = False  # pascal: scenes of five classes, each told by its hue
+    simple: bool = False  # pascal: scenes of five classes, each told by its hue; not with `cluttered`
+
+    @model_validator(mode="after")
+    def scenes_are_of_one_kind(self) -> "Synthetic":
+        if self.cluttered and self.simple:
+            raise Mistake("simple", True, "false where `cluttered` is true")
+        return self
 
 
 class DiskSpace(Strict):
@@ -118,8 +124,9 @@ class Dataset(Strict):
     @model_validator(mode="after")
     def only_train_aug_has_extra_images(self) -> "Dataset":
         drawn = self.synthetic
-        if "train_aug" not in LISTS[self.kind] and drawn is not None and (drawn.extra or drawn.cluttered):
-            key = "extra" if drawn.extra else "cluttered"
+        keys = [key for key in ("extra", "cluttered", "simple") if drawn is not None and getattr(drawn, key)]
+        if "train_aug" not in LISTS[self.kind] and keys:
+            key = keys[0]
             raise Mistake(f"synthetic.{key}", getattr(drawn, key), "nothing that only pascal has")
         return self
 
