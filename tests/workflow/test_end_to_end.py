@@ -231,7 +231,7 @@ def test_what_the_machine_is_asked_for_reruns_nothing(finished):
     path = finished / "params/scales/demo.yaml"
     before = path.read_text()
     try:
-        path.write_text(before.replace("validation: 2,", "validation: 9,").replace("mem_mb: 2000", "mem_mb: 1000"))
+        path.write_text(before.replace("validation: 0.1,", "validation: 9,").replace("mem_mb: 2000", "mem_mb: 1000"))
         assert trained(snakemake(finished, "--profile", "demo", "-n")) == set()
     finally:
         path.write_text(before)
