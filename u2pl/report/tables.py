@@ -146,10 +146,7 @@ def caption(table: Table, grid: Grid, scale: Scale) -> str:
         )
     parts += grid.notes
     if scale.synthetic:
-        parts.append(
-            f"The data are synthetic ({scale.title}): the numbers show that the suite runs and say nothing about the "
-            "paper's."
-        )
+        parts.append("The data are synthetic: the numbers show that the suite runs and say nothing about the paper's.")
     return " ".join(parts)
 
 
