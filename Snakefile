@@ -1,11 +1,13 @@
 """From upstream archives to every table of the paper; `snakemake --profile demo` or `--profile slurm`."""
 
+import os
 import shlex
 import sys
 from pathlib import Path
 
 from snakemake.utils import min_version
 
+from u2pl.cli import client, server
 from u2pl.errors import UserError
 from u2pl.experiments import load_suite
 from u2pl.experiments.read import validate
@@ -29,6 +31,11 @@ RESULTS = f"results/{suite.scale}"
 # like a command.
 BIN = shlex.quote(str(Path(sys.executable).parent)).replace("{", "{{").replace("}", "}}")
 shell.prefix(f"set -euo pipefail; export PATH={BIN}:$PATH {PLANNED}=1; ")
+
+
+onstart:
+    if config["jobs"] == "forks" and (socket := server.start()):
+        os.environ[client.SERVER] = socket
 
 
 report: "workflow/report/workflow.rst"

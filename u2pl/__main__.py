@@ -1,3 +1,12 @@
-from u2pl.cli.main import main
+from u2pl.cli.client import delegate
 
-main()
+
+def main() -> None:
+    delegate()
+    from u2pl.cli.main import main as run  # after that: it takes half a second
+
+    run()
+
+
+if __name__ == "__main__":
+    main()

@@ -1,9 +1,9 @@
-"""The scenes of textures: what a class is, and that nothing else tells it."""
+"""The scenes of textures: what a class is, and that nothing else tells it; and the simple ones."""
 
 import numpy as np
 import pytest
 
-from u2pl.data.synthetic.scenes import textured_scene
+from u2pl.data.synthetic.scenes import SIMPLE, simple_scene, textured_scene
 
 SIZE = (88, 88)
 
@@ -68,3 +68,12 @@ def test_colour_does_not_tell_the_class() -> None:
     n = (~half).sum()
     # three windows of an object share its colour: a third of them are independent
     assert abs((found == classes[~half]).mean() - 1 / 6) < 4 * (1 / 6 * 5 / 6 / (n / 3)) ** 0.5
+
+
+def test_a_simple_scene_has_every_simple_class_in_few_images_and_is_the_same_again() -> None:
+    scenes = [simple_scene(3, index, SIZE) for index in range(2 * len(SIMPLE))]
+    for index, (image, labels) in enumerate(scenes):
+        assert image.shape == (*SIZE, 3) and image.dtype == labels.dtype == np.uint8
+        again = simple_scene(3, index, SIZE)
+        assert np.array_equal(image, again[0]) and np.array_equal(labels, again[1])
+    assert set(np.unique([labels for _, labels in scenes])) == {0, *SIMPLE}

@@ -38,7 +38,12 @@ def root(tmp_path):
         path = tmp_path / "params/tables" / f"{name}.yaml"
         path.parent.mkdir(exist_ok=True)
         path.write_text(yaml.safe_dump({"caption": name, "columns": [COLUMN], "rows": rows}))
-    edit(tmp_path, tables=None)
+    scale = yaml.safe_load((tmp_path / "params/scales/demo.yaml").read_text())
+    estimate = {"supervised_step": 0.5, "semi_supervised_step": 1.5, "validation": 2, "weights_mb": 1}
+    changes = {"epochs": 2, "validate_every": 2, "batch": 8, "crop": 49, "estimate": estimate}
+    for recipe in scale["recipes"].values():
+        recipe |= changes
+    edit(tmp_path, tables=None, recipes=scale["recipes"])
     return tmp_path
 
 

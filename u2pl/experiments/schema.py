@@ -85,7 +85,8 @@ class Synthetic(Strict):
     extra: Annotated[int, Field(ge=0)]  # SBD images beyond VOC's; 0 for Cityscapes
     val: Positive
     size: Annotated[tuple[Positive, Positive], AsTuple]  # height, width in pixels
-    textured: bool = False  # pascal: six classes that are textures, of which no colour tells
+    # pascal: twenty classes; five that a hundred steps teach; or six textures, of which no colour tells
+    scene: Literal["plain", "simple", "textured"] = "plain"
 
 
 class DiskSpace(Strict):
@@ -119,8 +120,8 @@ class Dataset(Strict):
     @model_validator(mode="after")
     def only_train_aug_has_extra_images(self) -> "Dataset":
         drawn = self.synthetic
-        if "train_aug" not in LISTS[self.kind] and drawn is not None and (drawn.extra or drawn.textured):
-            key = "extra" if drawn.extra else "textured"
+        if "train_aug" not in LISTS[self.kind] and drawn is not None and (drawn.extra or drawn.scene != "plain"):
+            key = "extra" if drawn.extra else "scene"
             raise Mistake(f"synthetic.{key}", getattr(drawn, key), "nothing that only pascal has")
         return self
 
@@ -373,8 +374,11 @@ class Scale(Strict):
 
 
 class Config(Strict):
-    """The configuration of the Snakemake workflow: which scale to run."""
+    """The configuration of the Snakemake workflow: which scale to run, and how."""
 
     scale: Annotated[str, Field(pattern=r"^[A-Za-z0-9_][A-Za-z0-9_-]*$")] = "demo"
     # cpu: train without the GPUs that the recipes ask for
     device: Annotated[str, Field(pattern=r"^(auto|cpu|cuda(:[0-9]+)?)$")] = "auto"
+    # forks: of one process that has imported everything; for many jobs, all on this machine, that are shorter than
+    # their imports
+    jobs: Literal["processes", "forks"] = "processes"

@@ -9,7 +9,7 @@ import gzip
 import io
 import tarfile
 import zipfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from u2pl.data.images import UInt8, encode_mask
-from u2pl.data.synthetic.scenes import pascal_scene, street_scene, textured_scene
+from u2pl.data.synthetic.scenes import pascal_scene, simple_scene, street_scene, textured_scene
 from u2pl.errors import UserError
 from u2pl.files import atomic_path
 
@@ -30,6 +30,8 @@ _SBD = "benchmark_RELEASE/dataset"
 _SBD_DEMO = "benchmark_RELEASE/benchmark_code_RELEASE/demo/datadir"
 _TASKS = {"Main": "aeroplane", "Layout": "person", "Action": "jumping"}  # tasks of VOC -> the beginning of a list
 _RIM = 255
+Scene = Callable[[int, int, tuple[int, int]], tuple[UInt8, UInt8]]
+SCENES: dict[str, Scene] = {"plain": pascal_scene, "simple": simple_scene, "textured": textured_scene}
 
 
 def synthesize(
@@ -41,26 +43,25 @@ def synthesize(
     extra: int,
     val: int,
     size: tuple[int, int],
-    textured: bool = False,
+    scene: str = "plain",
 ) -> None:
     """Write the archives of `dataset` ("pascal" or "cityscapes") into the folder `target` under upstream's names.
 
     `train` and `val` are the lengths of VOC's or Cityscapes' lists, `extra` the images only SBD has, and `size` is
-    (height, width) in pixels. `textured` Pascal scenes have six classes that only their stripes tell apart. Raises
-    UserError for an unknown data set, impossible numbers or a full disk.
+    (height, width) in pixels. `scene` is one of SCENES, for Pascal. Raises UserError for an unknown data set, impossible
+    numbers or a full disk.
     """
     if dataset not in ("pascal", "cityscapes"):
         raise UserError("dataset", repr(dataset), "pascal or cityscapes")
     if min(size) < 32 or min(train, val) < 1 or extra < 0:
         raise UserError(f"synthetic {dataset}", (train, extra, val, size), "32x32 pixels or more, no empty list")
     if dataset == "pascal":
-        _pascal(target, seed, train, extra, val, size, textured)
+        _pascal(target, seed, train, extra, val, size, SCENES[scene])
     else:
         _cityscapes(target, seed, train, val, size)
 
 
-def _pascal(target: Path, seed: int, train: int, extra: int, val: int, size: tuple[int, int], textured: bool) -> None:
-    scene = textured_scene if textured else pascal_scene
+def _pascal(target: Path, seed: int, train: int, extra: int, val: int, size: tuple[int, int], scene: Scene) -> None:
     # Years and lists are interleaved, so that neither order nor name tells train from val.
     total = train + val + extra
     names = [f"{2007 + index % 5}_{index:06d}" for index in range(total)]

@@ -13,6 +13,8 @@ from PIL import Image
 
 from u2pl.data.images import UInt8
 
+SIMPLE = (1, 5, 9, 13, 17)
+
 
 def pascal_scene(seed: int, index: int, size: tuple[int, int]) -> tuple[UInt8, UInt8]:
     """(H, W, 3) image and (H, W) labels 0 to 20: one to three objects before a grey, uneven background."""
@@ -64,6 +66,22 @@ def _stripes(rng: np.random.Generator, label: int, y: NDArray, x: NDArray) -> ND
     wave = np.sin(2 * np.pi * (x * np.cos(angle) + y * np.sin(angle)) / wavelength + rng.uniform(0, 2 * np.pi))
     colour = colorsys.hsv_to_rgb(rng.uniform(), rng.uniform(0.2, 0.9), rng.uniform(0.45, 0.9))
     return np.array(colour) * (1 + rng.uniform(0.45, 0.9) * wave)[..., None]
+
+
+def simple_scene(seed: int, index: int, size: tuple[int, int]) -> tuple[UInt8, UInt8]:
+    """As `pascal_scene`, but learned in a hundred steps: large objects of the five classes SIMPLE, far apart in hue."""
+    rng = np.random.default_rng([seed, index, 3])  # not the numbers of the other scenes
+    height, width = size
+    grey = rng.uniform(70, 170) + 35 * _smooth_noise(rng, size)
+    image = np.repeat(grey[..., None], 3, axis=2) + rng.uniform(-12, 12, 3)
+    labels = np.zeros(size, np.uint8)
+    for label in (SIMPLE[index % len(SIMPLE)], *rng.choice(SIMPLE, rng.integers(1, 3))):
+        radius = rng.uniform(0.3, 0.45) * min(size)
+        centre = rng.uniform(0.2, 0.8) * height, rng.uniform(0.2, 0.8) * width
+        inside = _shape(int(label), size, centre, radius, rng.uniform(-0.4, 0.4))
+        image[inside] = _texture(rng, int(label), 20, size)[inside]
+        labels[inside] = label
+    return _finish(rng, image), labels
 
 
 def street_scene(seed: int, index: int, size: tuple[int, int]) -> tuple[UInt8, UInt8]:
