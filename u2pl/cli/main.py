@@ -223,6 +223,7 @@ def check(
     ] = False,
 ) -> None:
     """Compare the finished runs, and the first steps of methods, with a baseline; exit code 1 if a number moved."""
+    from u2pl.engine.first_steps import first_steps, load
     from u2pl.report import baseline as module
     from u2pl.report import first_steps as of_steps
 
@@ -231,7 +232,8 @@ def check(
         raise UserError("--against", f"{against} with --steps", "one of the two: it is a baseline of runs")
     taken = list[of_steps.StepOutcome]()
     if steps or suite.params.first_steps:
-        taken = of_steps.compare_first_steps(_first_steps(suite), first_steps_of(scale))
+        specs, warm = _of_first_steps(suite), warm_of(scale)
+        taken = of_steps.compare_first_steps(first_steps(specs, load(warm), warm), first_steps_of(scale))
     outcomes = [] if steps else module.compare(suite, results, path)
     if junit is not None:
         module.write_junit([*outcomes, *taken], scale, junit)
@@ -243,13 +245,11 @@ def check(
         raise typer.Exit(1)
 
 
-def _first_steps(suite: Suite) -> list[tuple[str, str, int, str, float]]:
-    """Today's first steps of a scale. Raises UserError if it names no runs for them."""
-    from u2pl.engine.first_steps import first_steps
-
+def _of_first_steps(suite: Suite) -> list[RunSpec]:
+    """The runs whose first steps are compared. Raises UserError if the scale names none."""
     if not suite.params.first_steps:
         raise UserError(f"params/scales/{suite.scale}.yaml: first_steps", "none", "runs, as in check.yaml")
-    return first_steps([suite.runs[run] for run in suite.params.first_steps], warm_of(suite.scale))
+    return [suite.runs[run] for run in suite.params.first_steps]
 
 
 @app.command()
@@ -272,16 +272,17 @@ def baseline(
 def _write_first_steps(suite: Suite) -> None:
     """Train the warm state of a scale, and take the first steps from it. Raises UserError if data are missing."""
     from u2pl.data.splits.draw import check
-    from u2pl.engine.first_steps import save, warm_up
+    from u2pl.engine.first_steps import first_steps, save, warm_up
     from u2pl.report.first_steps import write_first_steps
 
-    if suite.params.first_steps:
-        spec = suite.runs[suite.params.first_steps[0]]
-        prepared, lists, _, _ = _folders(spec)
-        restored(suite, spec.dataset_name)
-        check(lists, prepared)
-        save(warm_up(spec, prepared, lists), warm_of(suite.scale))
-    write_first_steps(_first_steps(suite), first_steps_of(suite.scale))
+    specs, path = _of_first_steps(suite), warm_of(suite.scale)
+    prepared, lists, _, _ = _folders(specs[0])
+    restored(suite, specs[0].dataset_name)
+    check(lists, prepared)
+    warm = warm_up(specs[0], prepared, lists)
+    rows = first_steps(specs, warm, path)
+    write_first_steps(rows, first_steps_of(suite.scale))  # refuses what is not finite
+    save(warm, path)
 
 
 @app.command()

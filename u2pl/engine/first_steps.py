@@ -65,6 +65,7 @@ def small(spec: "RunSpec") -> "RunSpec":
 def warm_up(spec: "RunSpec", prepared: Path, split: Path) -> WarmState:
     """Train the small run on the CPU through its warm-up and one more epoch; the batches are the next ones.
 
+    Floats are rounded to half precision, as `save` keeps them.
     Raises UserError if the run has no teacher or no memory bank, or an input is missing.
     """
     settings = spec.settings
@@ -75,11 +76,15 @@ def warm_up(spec: "RunSpec", prepared: Path, split: Path) -> WarmState:
         while trainer.epoch <= settings.warmup_epochs:
             trainer.run_epoch()
         parts = ((_place(name), value) for name, value in cpu_copy(trainer.method).items())
-        weights = {place: value for place, value in parts if place is not None}
+        weights = {place: _rounded(value) for place, value in parts if place is not None}
         following = (batch for epoch in itertools.count(trainer.epoch) for batch in trainer.batches.epoch(epoch))
         batches = list(itertools.islice(following, STEPS))
     kept = [{name: value for name, value in batch.items() if not name.startswith("truth")} for batch in batches]
     return WarmState(trainer.epoch, weights, kept)
+
+
+def _rounded(value: Tensor) -> Tensor:
+    return value.half().float() if value.is_floating_point() else value
 
 
 def _place(name: str) -> str | None:
@@ -170,13 +175,12 @@ class _FirstSteps(Trainer):
 Row = tuple[str, str, int, str, float]
 
 
-def first_steps(specs: Iterable["RunSpec"], path: Path) -> list[Row]:
-    """Take the first steps of each run from the warm state `path`, on one thread of the CPU.
+def first_steps(specs: Iterable["RunSpec"], warm: WarmState, path: Path) -> list[Row]:
+    """Take the first steps of each run from the warm state of the file `path`, on one thread of the CPU.
 
-    Returns (method, reading, step from 1, loss part, value). Raises UserError if `path` is no warm state, or does not
-    fit a method's networks.
+    Returns (method, reading, step from 1, loss part, value). Raises UserError if the state does not fit a method's.
     """
-    warm, rows = load(path), list[Row]()
+    rows = list[Row]()
     for spec in specs:
         with deterministic(1):
             trainer = _FirstSteps(spec, warm, path)
