@@ -248,7 +248,7 @@ def check(
 def _of_first_steps(suite: Suite) -> list[RunSpec]:
     """The runs whose first steps are compared. Raises UserError if the scale names none."""
     if not suite.params.first_steps:
-        raise UserError(f"params/scales/{suite.scale}.yaml: first_steps", "none", "runs, as in check.yaml")
+        raise UserError(f"params/scales/{suite.scale}.yaml: first_steps", "none", "runs, as with --scale check")
     return [suite.runs[run] for run in suite.params.first_steps]
 
 
