@@ -1,4 +1,4 @@
-"""The first steps from the warm state: seeded faults are found on another platform than the baseline's, rounding is not.
+"""The first steps from the warm state: on another platform seeded faults are found, and rounding is not.
 
 The runs of the scale `check` are made by hand, of another CPU and two mIoU off: comparing them finds nothing.
 """
