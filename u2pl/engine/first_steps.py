@@ -32,8 +32,8 @@ STEPS = 4  # by step 16 rounding alone moves the losses by 0.2
 # Where the names of a method's state begin, by what the warm state holds for them.
 PLACES = {"student.": "student", "first.": "student", "teacher.network.": "teacher", "second.": "teacher"}
 PLACES |= {"contrast.bank.": "bank"}
-# So that the stored state takes less than a megabyte, whatever the readings' settings are; and no dropout, because the
-# draws of torch's builds with and without MKL differ.
+# So that the stored state takes less than a megabyte, whatever the readings' settings are; and no dropout, whose draws
+# are made by kernels that a build of torch may have of its own. All other draws are `torch.rand`'s.
 NETWORK = {"width": 6, "channels": 16, "representation": 16, "dropout": 0.0}
 CROP = 33
 SETTINGS = {"bank_size": 64, "bank_size_background": 128, "backbone_stem": "7x7", "bank_in_checkpoint": True}
@@ -63,9 +63,11 @@ def small(spec: "RunSpec") -> "RunSpec":
 
 
 def warm_up(spec: "RunSpec", prepared: Path, split: Path) -> WarmState:
-    """Train the small run on the CPU through its warm-up and one more epoch; the batches are the next ones.
+    """Train the small run on the CPU through its warm-up and two more epochs; the batches are the next ones.
 
+    In the first of the two the teacher still is a copy of the student, which would make the networks of CPS equal.
     Floats are rounded to half precision, as `save` keeps them.
+
     Raises UserError if the run has no teacher or no memory bank, or an input is missing.
     """
     settings = spec.settings
@@ -73,7 +75,7 @@ def warm_up(spec: "RunSpec", prepared: Path, split: Path) -> WarmState:
         raise UserError(f"first_steps: {spec.id}", f"the method {spec.method} first", "one with a teacher and a bank")
     with deterministic(1):
         trainer = Trainer(small(spec), prepared, split, None, CPU)
-        while trainer.epoch <= settings.warmup_epochs:
+        while trainer.epoch < settings.warmup_epochs + 2:
             trainer.run_epoch()
         parts = ((_place(name), value) for name, value in cpu_copy(trainer.method).items())
         weights = {place: _rounded(value) for place, value in parts if place is not None}
@@ -118,7 +120,9 @@ def load(path: Path) -> WarmState:
             batches[int(number)][key] = value.long() if key.startswith("mask") else value
     except FileNotFoundError as error:
         raise UserError(path, "no file", expected) from error
-    except (OSError, ValueError, KeyError, IndexError, TypeError, EOFError, zipfile.BadZipFile) as error:
+    except KeyError as error:
+        raise UserError(path, f"no array {error}", expected) from error
+    except (OSError, ValueError, IndexError, TypeError, EOFError, zipfile.BadZipFile) as error:
         raise UserError(path, error, expected) from error
     if not all(batch.keys() >= {"image_l", "mask_l", "image_u"} for batch in batches):
         raise UserError(path, "a step without images", expected)
