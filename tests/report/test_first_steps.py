@@ -56,8 +56,8 @@ def test_a_part_that_one_side_lacks_moved(path: Path) -> None:
     rows = [*ROWS[:2], *ROWS[3:], ("cps", "paper", 1, "cross", 0.5)]
     texts = [str(outcome) for outcome in steps.compare_first_steps(rows, path) if outcome.moved]
     assert texts == [
-        "u2pl (paper), step 1, contrastive: found none, expected 2 to within 0.0005",
-        "cps (paper), step 1, cross: found 0.5, expected none to within 0.0005",
+        "u2pl (paper), step 1, contrastive: found no number, expected 2 to within 0.0005",
+        "cps (paper), step 1, cross: found 0.5, expected no number to within 0.0005",
     ]
 
 

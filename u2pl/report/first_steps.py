@@ -27,7 +27,7 @@ class StepOutcome(Outcome):
     step: int
 
     def __str__(self) -> str:
-        found, expected = ("none" if math.isnan(value) else f"{value:.6g}" for value in (self.now, self.before))
+        found, expected = ("no number" if math.isnan(value) else f"{value:.6g}" for value in (self.now, self.before))
         return f"{self.run}, {self.metric}: found {found}, expected {expected} to within {self.tolerance:g}"
 
 
