@@ -113,7 +113,7 @@ FAULTS: dict[str, tuple[set[str], str, Callable[[pytest.MonkeyPatch], None]]] = 
         lambda patch: with_settings(patch, lambda _: {"teacher_buffers": "averaged"}),
     ),
     "no lambda_u": ({PAPER, RELEASED}, "unsupervised", unweighted),
-    # The released reading takes positional banks, which hardly see where the ranks begin.
+    # The released reading does not see it: see docs/results.md.
     "r_low off by one": (
         {PAPER},
         "contrastive",
