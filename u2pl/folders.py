@@ -232,3 +232,13 @@ def results_of(scale: str) -> Results:
 def baseline_of(scale: str) -> Path:
     """What `u2pl check` compares a scale with."""
     return Path("results/baselines") / f"{scale}.csv"
+
+
+def first_steps_of(scale: str) -> Path:
+    """The loss parts of the first steps from `warm_of`, which `u2pl check` compares."""
+    return Path("results/baselines") / f"{scale}-first_steps.csv"
+
+
+def warm_of(scale: str) -> Path:
+    """The weights, memory bank and images that the first steps start from."""
+    return Path("results/baselines") / f"{scale}-warm.npz"

@@ -67,6 +67,7 @@ def test_todays_runs_agree_with_the_baseline_and_faulty_ones_do_not(tmp_path):
         shutil.copytree(ROOT / name, tmp_path / name)
     for name in ("Snakefile", "demo"):
         shutil.copy(ROOT / name, tmp_path / name, follow_symlinks=False)
+    shutil.copytree(BASELINE.parent, tmp_path / "results/baselines")  # the first steps; the runs have --against
     command = [SNAKEMAKE, "--profile", "demo", "baseline_runs", "--config", "scale=check"]
     done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=900)
     assert done.returncode == 0, done.stdout + done.stderr

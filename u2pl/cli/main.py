@@ -17,7 +17,7 @@ from u2pl.errors import UserError
 from u2pl.experiments import RunSpec, Suite, load_suite
 from u2pl.experiments.read import pick
 from u2pl.experiments.specs import Jobs, recorded, write_specs
-from u2pl.folders import baseline_of, data_of, results_of
+from u2pl.folders import baseline_of, data_of, first_steps_of, results_of, warm_of
 
 # Heavy imports stand inside the verbs: listing runs must not wait for torch.
 
@@ -221,26 +221,71 @@ def check(
     scale: Scale = "demo",
     against: Annotated[Path | None, typer.Option(help="results/baselines/<scale>.csv unless given.")] = None,
     junit: Annotated[Path | None, typer.Option(help="Also write the outcome as JUnit XML to this file.")] = None,
+    steps: Annotated[
+        bool, typer.Option("--steps", help="Only the first steps, which need no run and no data.")
+    ] = False,
 ) -> None:
-    """Compare the finished runs with a baseline; exit code 1 if a number moved."""
+    """Compare the finished runs, and the first steps of methods, with a baseline; exit code 1 if a number moved."""
+    from u2pl.engine.first_steps import first_steps, load
     from u2pl.report import baseline as module
+    from u2pl.report import first_steps as of_steps
 
-    suite, results = load_suite(scale), results_of(scale).folder
-    path = against or baseline_of(scale)
-    outcomes = module.compare(suite, results, path)
+    suite, results, path = load_suite(scale), results_of(scale).folder, against or baseline_of(scale)
+    if steps and against is not None:
+        raise UserError("--against", f"{against} with --steps", "one of the two: it is a baseline of runs")
+    taken = list[of_steps.StepOutcome]()
+    if steps or suite.params.first_steps:
+        specs, warm = _of_first_steps(suite), warm_of(scale)
+        taken = of_steps.compare_first_steps(first_steps(specs, load(warm), warm), first_steps_of(scale))
+    outcomes = [] if steps else module.compare(suite, results, path)
     if junit is not None:
-        module.write_junit(outcomes, scale, junit)
-    module.render(outcomes, path)
-    if any(outcome.moved for outcome in outcomes):
+        module.write_junit([*outcomes, *taken], scale, junit)
+    if taken:
+        of_steps.render_first_steps(taken, first_steps_of(scale))
+    if not steps:
+        module.render(outcomes, path)
+    if any(outcome.moved for outcome in (*outcomes, *taken)):
         raise typer.Exit(1)
 
 
+def _of_first_steps(suite: Suite) -> list[RunSpec]:
+    """The runs whose first steps are compared. Raises UserError if the scale names none."""
+    if not suite.params.first_steps:
+        raise UserError(f"params/scales/{suite.scale}.yaml: first_steps", "none", "runs, as with --scale check")
+    return [suite.runs[run] for run in suite.params.first_steps]
+
+
 @app.command()
-def baseline(scale: Scale = "demo") -> None:
-    """Make today's runs the baseline of `u2pl check`; on purpose only, after reading what moved."""
+def baseline(
+    scale: Scale = "demo",
+    steps: Annotated[
+        bool, typer.Option("--steps", help="Only the first steps, and the state they start from.")
+    ] = False,
+) -> None:
+    """Make today's runs and first steps the baseline of `u2pl check`; on purpose only, after reading what moved."""
     from u2pl.report.baseline import write_baseline
 
-    write_baseline(load_suite(scale), results_of(scale).folder, baseline_of(scale))
+    suite = load_suite(scale)
+    if not steps:
+        write_baseline(suite, results_of(scale).folder, baseline_of(scale))
+    if steps or suite.params.first_steps:
+        _write_first_steps(suite)
+
+
+def _write_first_steps(suite: Suite) -> None:
+    """Train the warm state of a scale, and take the first steps from it. Raises UserError if data are missing."""
+    from u2pl.data.splits.draw import check
+    from u2pl.engine.first_steps import first_steps, save, warm_up
+    from u2pl.report.first_steps import write_first_steps
+
+    specs, path = _of_first_steps(suite), warm_of(suite.scale)
+    prepared, lists, _, _ = _folders(specs[0])
+    restored(suite, specs[0].dataset_name)
+    check(lists, prepared)
+    warm = warm_up(specs[0], prepared, lists)
+    rows = first_steps(specs, warm, path)
+    write_first_steps(rows, first_steps_of(suite.scale))  # refuses what is not finite
+    save(warm, path)
 
 
 @app.command()

@@ -4,7 +4,7 @@ import sys
 import time
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 import torch
 from rich.progress import track
@@ -12,6 +12,7 @@ from torch import Tensor
 
 from u2pl.data.augment import normalise
 from u2pl.data.batches import TrainBatches
+from u2pl.data.chosen import ChosenImages
 from u2pl.data.lists import read_ids
 from u2pl.engine import checkpoints
 from u2pl.engine.diagnosis import Diagnosis, observe_every
@@ -30,6 +31,18 @@ if TYPE_CHECKING:
     from u2pl.experiments.suite import RunSpec
 
 CHECK_EVERY = 50  # steps
+
+
+class Batches(Protocol):
+    """What a trainer needs of `TrainBatches`."""
+
+    images: int  # of a stream and step, this rank's
+    unlabelled: int  # images of the list
+    chosen: ChosenImages | None
+
+    def __len__(self) -> int: ...
+
+    def epoch(self, epoch: int, start: int = 0) -> Iterator[dict[str, Tensor]]: ...
 
 
 class Trainer:
@@ -53,19 +66,7 @@ class Trainer:
                 load_encoder_weights(new, weights)
             return new.to(device).to(memory_format=self.layout)
 
-        labelled, unlabelled = read_ids(Split(split).list("labeled")), read_ids(Split(split).list("unlabeled"))
-        self.batches = TrainBatches(
-            prepared,
-            labelled,
-            unlabelled,
-            dataset,
-            recipe,
-            spec.settings,
-            spec.seed,
-            rank=rank(),
-            ranks=world_size(),
-            truth_every=observe_every(steps_per_epoch(recipe, spec.settings, len(labelled), len(unlabelled))),
-        )
+        self.batches, self.val_ids = self.inputs(split)
         setup = Setup(
             network,
             len(dataset.classes),
@@ -79,7 +80,6 @@ class Trainer:
         self.forward = data_parallel(self.method)
         self.optimisers = self.method.optimisers(recipe)
         assert_all_optimised(self.method, self.optimisers)
-        self.val_ids = validation_ids(split)
         self.steps = recipe.epochs * len(self.batches)
         self.epoch = self.index = self.images = 0
         self.sums: dict[str, Tensor] = {}  # of the present epoch's losses
@@ -90,6 +90,27 @@ class Trainer:
         self.bad_loss = torch.tensor(0.0, device=device)
         self.started, self.seconds, self.training_seconds = time.perf_counter(), 0.0, 0.0
         self.before = (0, 0.0)  # images and seconds of training before the present epoch
+
+    def inputs(self, split: Path) -> tuple[Batches, list[str]]:
+        """This rank's batches, and the ids of the validation list; from the prepared files unless overridden.
+
+        Raises UserError if a list is missing or empty, or a batch has no equal stretches.
+        """
+        spec = self.spec
+        labelled, unlabelled = read_ids(Split(split).list("labeled")), read_ids(Split(split).list("unlabeled"))
+        batches = TrainBatches(
+            self.prepared,
+            labelled,
+            unlabelled,
+            spec.dataset,
+            spec.recipe,
+            spec.settings,
+            spec.seed,
+            rank=rank(),
+            ranks=world_size(),
+            truth_every=observe_every(steps_per_epoch(spec.recipe, spec.settings, len(labelled), len(unlabelled))),
+        )
+        return batches, validation_ids(split)
 
     def finished(self) -> bool:
         """Whether all steps and validations are done."""

@@ -140,7 +140,7 @@ def check_ranks(where: str, settings: Training, n_classes: int | None = None) ->
 
 
 def check_runs(suite: Suite, files: Files) -> None:
-    """Every run finds enough images and its encoder weights; the baseline names runs."""
+    """Every run finds enough images and its encoder weights; baseline and first steps name runs."""
     for key, archive in suite.weights.items():
         if archive.file != key:
             where = files.place("weights", key, [], "file")
@@ -156,3 +156,5 @@ def check_runs(suite: Suite, files: Files) -> None:
             pick(weights, run.weights, where)
     for run_id in suite.params.baseline or []:
         pick(suite.runs, run_id, f"{files.scale}: baseline")
+    for run_id in suite.params.first_steps:
+        pick(suite.runs, run_id, f"{files.scale}: first_steps")

@@ -364,6 +364,8 @@ class Scale(Strict):
     equivalence_margin: Annotated[float, Field(gt=0)] = 1.0  # mIoU; a smaller difference from the paper's is none
     # the runs that results/baselines/<scale>.csv holds; null: all
     baseline: Annotated[list[str], Field(min_length=1), AfterValidator(each_once)] | None = None
+    # the runs whose first steps `u2pl check` compares; the first one trains the state that they start from
+    first_steps: Annotated[list[str], AfterValidator(each_once)] = []
     datasets: dict[str, dict[str, Any]] = {}
     protocols: dict[str, dict[str, Any]] = {}
     recipes: dict[str, dict[str, Any]] = {}

@@ -39,6 +39,7 @@ ORIGIN = ("params_sha256", "split_sha256", "data_sha256", "encoder_sha256", "com
 COLUMNS = ["run", *METRICS, *ORIGIN, *PLATFORM]
 # On another platform, where no run has a second seed: percent mIoU, and nats. See docs/results.md.
 SINGLE_SEED_TOLERANCE = {"best": 5.0, "last": 5.0, "loss": 0.5}
+RENEW = "If that is meant, `make baseline` renews the baseline."
 
 
 @dataclass(frozen=True)
@@ -182,15 +183,19 @@ def render(outcomes: Sequence[Outcome], path: Path) -> None:
     moved = [outcome for outcome in outcomes if outcome.moved]
     for outcome in moved:
         print("\n  ".join([str(outcome), *outcome.reasons]))
-        if os.environ.get("GITHUB_ACTIONS") == "true":
-            text = "\n".join([str(outcome), *outcome.reasons])
-            for character, code in (("%", "%25"), ("\r", "%0D"), ("\n", "%0A")):
-                text = text.replace(character, code)
-            print(f"::error file={path},line={outcome.line},title=a metric moved::{text}")
+        annotate(path, outcome.line, "a metric moved", "\n".join([str(outcome), *outcome.reasons]))
     exact = sum(not outcome.tolerance for outcome in outcomes)
     print(f"{len(outcomes)} numbers, {exact} of them compared exactly: {len(moved)} moved from {path}")
     if moved:
-        print("If that is meant, `make baseline` renews the baseline.")
+        print(RENEW)
+
+
+def annotate(path: Path, line: int, title: str, text: str) -> None:
+    """On GitHub, an error at a line of a file."""
+    if os.environ.get("GITHUB_ACTIONS") == "true":
+        for character, code in (("%", "%25"), ("\r", "%0D"), ("\n", "%0A")):
+            text = text.replace(character, code)
+        print(f"::error file={path},line={line},title={title}::{text}")
 
 
 def write_junit(outcomes: Sequence[Outcome], scale: str, target: Path) -> None:

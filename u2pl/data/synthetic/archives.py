@@ -48,8 +48,8 @@ def synthesize(
     """Write the archives of `dataset` ("pascal" or "cityscapes") into the folder `target` under upstream's names.
 
     `train` and `val` are the lengths of VOC's or Cityscapes' lists, `extra` the images only SBD has, and `size` is
-    (height, width) in pixels. `scene` is one of SCENES, for Pascal. Raises UserError for an unknown data set, impossible
-    numbers or a full disk.
+    (height, width) in pixels. `scene` is one of SCENES, for Pascal. Raises UserError for an unknown data set,
+    impossible numbers or a full disk.
     """
     if dataset not in ("pascal", "cityscapes"):
         raise UserError("dataset", repr(dataset), "pascal or cityscapes")
