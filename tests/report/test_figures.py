@@ -225,9 +225,7 @@ def test_figures_show_runs_that_tables_have(scale: str) -> None:
 
 def test_every_figure_that_is_declared_is_made_at_the_papers_scale() -> None:
     declared = yaml.safe_load((ROOT / "params/figures.yaml").read_text())
-    # the one of what two cores can train
     assert set(declared) - {"transition"} <= set(load_suite("paper", ROOT).figures)
-    assert "transition" in load_suite("mini", ROOT).figures
     assert set(declared) - {"curves_readings", "diagnostics_readings", "transition"} <= set(
         load_suite("demo", ROOT).figures
     )
@@ -244,6 +242,17 @@ def edit(tmp_path: Path) -> Callable[[str, str], Path]:
         return tmp_path
 
     return change
+
+
+def test_the_transition_is_of_the_scale_that_trains_its_table(tmp_path: Path) -> None:
+    shutil.copytree(ROOT / "params", tmp_path / "params")
+    scale = tmp_path / "params/scales/mini.yaml"
+    scale.write_text(scale.read_text().replace("tables: [claims]", "tables: [claims, transition, others]"))
+    assert "transition" in load_suite("mini", tmp_path).figures
+    file = tmp_path / "params/figures.yaml"
+    file.write_text(file.read_text().replace("{MT: SupOnly,", "{MT: SupOnli,"))
+    with pytest.raises(UserError, match="figures.yaml: transition.against: found 'SupOnli', expected 'SupOnly'"):
+        load_suite("mini", tmp_path)
 
 
 @pytest.mark.parametrize(
