@@ -53,7 +53,7 @@ def write_page(suite: Suite, results: Path, cells_csv: Path, target: Path) -> No
         scale=suite.scale,
         title=suite.params.title,
         synthetic=suite.params.synthetic,
-        seeds=len(suite.params.seeds),
+        seeds=_span(cells["n"][cells["n"] > 0]),
         tables=tables,
         # Of synthetic data every verdict is the same, and the page says it once.
         verdicts={} if suite.params.synthetic else dict(sorted(Counter(filter(None, verdicts)).items())),
@@ -65,6 +65,12 @@ def write_page(suite: Suite, results: Path, cells_csv: Path, target: Path) -> No
     )
     with atomic_path(target) as temporary:
         temporary.write_text(text, encoding="utf-8")
+
+
+def _span(counts: pd.Series) -> str:
+    """1 seed, 10 seeds, 1 to 4 seeds: rows may have more than the scale."""
+    least, most = (int(value) for value in (counts.min(), counts.max())) if len(counts) else (0, 0)
+    return f"{least} seed{'' if least == 1 else 's'}" if least == most else f"{least} to {most} seeds"
 
 
 def _static(name: str) -> str:

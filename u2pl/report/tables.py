@@ -140,11 +140,9 @@ def number_frame(grid: Grid) -> pd.DataFrame:
 
 def caption(table: Table, grid: Grid, scale: Scale) -> str:
     """What the reader has to know beside the numbers: seeds, the rule of the verdict, what was not measured here."""
-    parts = [
-        table.caption.strip().rstrip(".") + ".",
-        f"Ours ({scale.title}): {grid.seeds}; beside it the paper's number.",
-    ]
     entries = [entry for row in grid.entries for entry in row]
+    beside = "" if all(math.isnan(entry.paper) for entry in entries) else "; beside it the paper's number"
+    parts = [table.caption.strip().rstrip(".") + ".", f"Ours ({scale.title}): {grid.seeds}{beside}."]
     if any(entry.verdict in MARKS for entry in entries):
         margin = f"{scale.equivalence_margin:g} mIoU"
         parts.append(
@@ -186,16 +184,17 @@ def _superscript(mark: str) -> str:
 def latex(grid: Grid, text: str, label: str) -> str:
     """A float of aligned numbers, made smaller where it is wider than a line; needs booktabs, graphicx and siunitx.
 
-    Each column of the table has two or three here: ours, its standard deviation where a cell has several seeds, and the
-    paper's number with its mark.
+    Each column of the table has up to three here: ours, its standard deviation where a cell has several seeds, and the
+    paper's number with its mark where the table has any.
     """
     spread = any(entry.n > 1 for row in grid.entries for entry in row)
+    beside = not all(math.isnan(entry.paper) for row in grid.entries for entry in row)
     columns, formats = [("", "Method")], ["l"]
     for number, header in enumerate(grid.headers):
         entries = [row[number] for row in grid.entries]
         parts = {"ours": [e.mean for e in entries], "SD": [e.std for e in entries], "paper": [e.paper for e in entries]}
         for name, values in parts.items():
-            if name != "SD" or spread:
+            if (name != "SD" or spread) and (name != "paper" or beside):
                 columns.append((escape(header), name))
                 formats.append(_column(values, [e.mark for e in entries] if name == "paper" else []))
     rows = []
@@ -207,7 +206,8 @@ def latex(grid: Grid, text: str, label: str) -> str:
             if spread:
                 row.append(_number(entry.std))
             nothing = "{--}" if entry.quoted else ""
-            row.append(_number(entry.paper) + _superscript(entry.mark) if not math.isnan(entry.paper) else nothing)
+            if beside:
+                row.append(_number(entry.paper) + _superscript(entry.mark) if not math.isnan(entry.paper) else nothing)
         rows.append(row)
     frame = pd.DataFrame(rows, columns=pd.MultiIndex.from_tuples(columns))
     tex = frame.style.hide(axis="index").to_latex(
