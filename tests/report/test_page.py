@@ -18,6 +18,7 @@ from u2pl.experiments.schema import Row
 from u2pl.experiments.suite import Suite
 from u2pl.files import sha256, write_json
 from u2pl.report.cells import write_cells
+from u2pl.report.classes import write_classes
 from u2pl.report.history import DIAGNOSTICS
 from u2pl.report.page import write_page
 
@@ -75,6 +76,7 @@ def site(tmp_path_factory: pytest.TempPathFactory, suite: Suite) -> Path:
         took |= {"wall_time_s": 1.25, "libraries": {"torch": "2.11.0"}}
         write_json(folder / "run.json", record(run, history=sha256(folder / "history.csv"), **took))
     write_cells(suite, results, results / "cells.csv")
+    write_classes(suite, results, results / "classes.csv")
     cells = pd.read_csv(results / "cells.csv", keep_default_na=False)
     measured = cells["source"] != "quoted"
     cells["low"] = cells["high"] = cells["verdict"] = ""
@@ -82,7 +84,7 @@ def site(tmp_path_factory: pytest.TempPathFactory, suite: Suite) -> Path:
     verdicts = ["reproduced", "not reproduced", "inconclusive"]
     cells.loc[measured, "verdict"] = [verdicts[i % 3] for i in range(measured.sum())]
     cells.to_csv(results / "cells.csv", index=False)
-    write_page(suite, results, results / "cells.csv", results / "index.html")
+    write_page(suite, results, results / "cells.csv", results / "classes.csv", results / "index.html")
     return results
 
 
@@ -116,7 +118,7 @@ def embedded(site: Path) -> dict[str, Any]:
 
 def test_the_data_are_those_of_the_files(site: Path, suite: Suite) -> None:
     data = embedded(site)
-    cells = pd.read_csv(site / "cells.csv", keep_default_na=False)
+    cells = pd.read_csv(site / "cells.csv", site / "classes.csv", keep_default_na=False)
     assert len(data["cells"]) == len(cells) == len(suite.cells)
     by_place = {(cell["table"], cell["row"], cell["column"]): cell for cell in data["cells"]}
     for _, row in cells.iterrows():
@@ -153,13 +155,13 @@ def test_text_of_the_data_stays_text_and_nothing_is_loaded(site: Path) -> None:
 def test_a_caption_is_no_markup(site: Path, suite: Suite, tmp_path: Path) -> None:
     table = suite.tables["table4"].model_copy(update={"caption": "a < b & <i>c</i>"})
     changed = suite.model_copy(update={"tables": suite.tables | {"table4": table}})
-    write_page(changed, site, site / "cells.csv", tmp_path / "p.html")
+    write_page(changed, site, site / "cells.csv", site / "classes.csv", tmp_path / "p.html")
     assert "a &lt; b &amp; &lt;i&gt;c&lt;/i&gt;" in (tmp_path / "p.html").read_text()
 
 
 def test_synthetic_data_are_said_once_and_have_no_verdicts(site: Path, suite: Suite, tmp_path: Path) -> None:
     synthetic = suite.model_copy(update={"params": suite.params.model_copy(update={"synthetic": True})})
-    write_page(synthetic, site, site / "cells.csv", tmp_path / "page.html")
+    write_page(synthetic, site, site / "cells.csv", site / "classes.csv", tmp_path / "page.html")
     shown = [
         re.sub("<script.*?</script>", "", path.read_text(), flags=re.S)
         for path in (tmp_path / "page.html", site / "index.html")
@@ -170,7 +172,7 @@ def test_synthetic_data_are_said_once_and_have_no_verdicts(site: Path, suite: Su
 
 
 def test_equal_files_give_equal_bytes(site: Path, suite: Suite, tmp_path: Path) -> None:
-    write_page(suite, site, site / "cells.csv", tmp_path / "again.html")
+    write_page(suite, site, site / "cells.csv", site / "classes.csv", tmp_path / "again.html")
     assert (tmp_path / "again.html").read_bytes() == (site / "index.html").read_bytes()
 
 
@@ -181,7 +183,7 @@ def test_a_missing_file_is_named_and_nothing_is_written(site: Path, suite: Suite
     path.unlink()
     try:
         with pytest.raises(UserError, match=re.escape(f"{RELIABLE}/{name}")):
-            write_page(suite, site, site / "cells.csv", tmp_path / "page.html")
+            write_page(suite, site, site / "cells.csv", site / "classes.csv", tmp_path / "page.html")
     finally:
         path.write_bytes(before)
     assert not list(tmp_path.iterdir())
@@ -209,7 +211,7 @@ def test_a_damaged_file_is_named_and_nothing_is_written(
     try:
         assert path.read_text() != before
         with pytest.raises(UserError, match=re.escape(f"runs/{RELIABLE}")):
-            write_page(suite, site, site / "cells.csv", tmp_path / "page.html")
+            write_page(suite, site, site / "cells.csv", site / "classes.csv", tmp_path / "page.html")
     finally:
         path.write_text(before)
     assert not list(tmp_path.iterdir())

@@ -112,14 +112,19 @@ def evaluate(runs: list[str], scale: Scale = "demo", device: Device = "auto") ->
 
 @app.command()
 def cells(scale: Scale = "demo") -> None:
-    """Gather every cell of every table, and the differences between rows; metrics.json and curves.csv are for DVC."""
+    """Gather every cell of every table, its classes, and the differences between rows.
+
+    metrics.json and curves.csv are for DVC.
+    """
     from u2pl.report.cells import write_cells, write_comparisons
+    from u2pl.report.classes import write_classes
     from u2pl.report.dvc import write_curves, write_metrics
 
     suite, results = load_suite(scale), results_of(scale)
     with recorded(suite, "cells", "all"):
         write_cells(suite, results.folder, results.cells())
         write_comparisons(suite, results.folder, results.comparisons())
+        write_classes(suite, results.folder, results.classes)
         write_metrics(results.cells(), results.metrics)
         write_curves(suite, results.folder, results.curves)
 
@@ -160,7 +165,7 @@ def page(scale: Scale = "demo") -> None:
 
     suite, results = load_suite(scale), results_of(scale)
     with recorded(suite, "page", "all"):
-        write_page(suite, results.folder, results.cells(), results.page)
+        write_page(suite, results.folder, results.cells(), results.classes, results.page)
 
 
 @app.command()

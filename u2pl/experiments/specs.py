@@ -181,7 +181,7 @@ class Jobs:
         data, made = self.data, self.results.run(run.id)
         inputs = [data.prepared(run.dataset_name).manifest, data.split(run.split).manifest]
         inputs += [fetched(Path(run.weights))] if run.weights else []
-        outputs = [made.record, made.history, made.weights, made.evaluation]
+        outputs = [made.record, made.history, made.weights, made.evaluation, made.images]
         self._add("train", run.id, run.science(), inputs, outputs, made.receipt)
 
     def _runs(self, runs: set[str]) -> list[Run]:
@@ -196,7 +196,7 @@ class Jobs:
         tables = {name: table.model_dump(mode="json") for name, table in suite.tables.items()}
         used = {run for cell in suite.cells for run in cell.runs}
         inputs = [run.evaluation for run in self._runs(used)] + [run.history for run in self._runs(set(suite.runs))]
-        outputs = [results.cells(), results.comparisons(), results.metrics, results.curves]
+        outputs = [results.cells(), results.comparisons(), results.classes, results.metrics, results.curves]
         self._add("cells", "all", shown | {"cells": listed}, inputs, outputs, results.receipt("cells", "all"))
         for name, own in cells.items():
             content = shown | {"table": tables[name], "cells": listed[name]}
@@ -221,7 +221,8 @@ class Jobs:
         departures = {run: spec.departures for run, spec in suite.runs.items()}
         content = shown | {"tables": tables, "datasets": colours, "departures": departures}
         every = self._runs(set(suite.runs))
-        inputs = [results.cells(), *(path for run in every for path in (run.record, run.history, run.evaluation))]
+        inputs = [results.cells(), results.classes]
+        inputs += [path for run in every for path in (run.record, run.history, run.evaluation)]
         self._add("page", "all", content, inputs, [results.page], results.receipt("page", "all"))
 
     def _figure_inputs(self, name: str) -> list[Path]:

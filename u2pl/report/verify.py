@@ -2,7 +2,7 @@
 
 Checksums of archives are in params, in the manifest beside each and in that of what was prepared from them; those of
 prepared files in checksums.sha256, whose own hash is in the manifest; those of split lists in their manifest, those of
-weights in run.json. mIoU is recomputed from the confusion matrix; tables, figures of numbers and the page from
+weights in run.json, those of images.npz in evaluation.json. mIoU is recomputed from the confusion matrix; tables, figures of numbers and the page from
 evaluations and histories. What depends on a file that differs is not checked, so that one changed file is one finding.
 """
 
@@ -32,7 +32,9 @@ from u2pl.experiments.suite import RunSpec, Suite
 from u2pl.files import sha256
 from u2pl.folders import Data, Prepared, Results, Run
 from u2pl.report.cells import suite_of_table, write_cells, write_comparisons
+from u2pl.report.classes import write_classes
 from u2pl.report.figures import METADATA, draw_numbers
+from u2pl.report.images import read_images
 from u2pl.report.page import write_page
 from u2pl.report.runs import check_scores, read_run
 from u2pl.report.show import flat
@@ -95,19 +97,26 @@ def verify(suite: Suite, data: Path, results: Path) -> list[Check]:
     checks += _compare(hashes)
     differing = [check.path for check in checks if check.state == "differs"]
     checks += _splits(suite, data, differing)
-    sound = set()
+    sound, counted = set(), set()
     for run, spec in suite.runs.items():
-        path = Results(results).run(run).evaluation
+        folder = Results(results).run(run)
         if run not in recorded:
-            checks.append(_left_out("runs", path))
+            checks += [_left_out("runs", folder.evaluation), _left_out("runs", folder.images)]
             continue
-        check, _ = _tried("runs", path, _check_evaluation, suite, results, spec)
+        check, _ = _tried("runs", folder.evaluation, _check_evaluation, suite, results, spec)
         checks.append(check)
-        if check.state == "same":
-            sound.add(run)
+        if check.state != "same":
+            checks.append(_left_out("runs", folder.images))
+            continue
+        sound.add(run)
+        check, known = _check_images(suite, results, run)
+        checks.append(check)
+        if known:
+            counted.add(run)
     whole = {run for run in sound if Results(results).run(run).history not in differing}
     with TemporaryDirectory() as again:
-        return [*checks, *_tables(suite, results, sound, Path(again)), *_figures(suite, results, whole, Path(again))]
+        checks += _tables(suite, results, sound, counted, Path(again))
+        return [*checks, *_figures(suite, results, whole, counted, Path(again))]
 
 
 def _tried(kind: str, path: Path, function: Callable[..., Any], *arguments: Any) -> tuple[Check, Any]:
@@ -305,7 +314,20 @@ def _check_evaluation(path: Path, suite: Suite, results: Path, spec: RunSpec) ->
         raise UserError(path, f"{labels[1][c]} pixels of class {c} in last.confusion", f"{labels[0][c]} as in best")
 
 
-def _tables(suite: Suite, results: Path, sound: Collection[str], again: Path) -> Iterator[Check]:
+def _check_images(suite: Suite, results: Path, run: str) -> tuple[Check, bool]:
+    """The outcome for images.npz, and whether what it says of the run's classes is known: it may say nothing."""
+    done, folder = read_run(suite, results, run), Results(results).run(run)
+    try:
+        found = read_images(folder, done)
+    except UserError as error:
+        return Check("runs", folder.images, "differs", error.found, error.expected), False
+    check = _left_out("runs", folder.images) if found is None else Check("runs", folder.images)
+    return check, found is not None or done.evaluation.images_sha256 is None
+
+
+def _tables(
+    suite: Suite, results: Path, sound: Collection[str], counted: Collection[str], again: Path
+) -> Iterator[Check]:
     """Cells and tables against those made again from the evaluations, into the folder `again`, byte by byte."""
     there, made = Results(results), Results(again)
     for table in (None, *suite.tables):
@@ -317,7 +339,14 @@ def _tables(suite: Suite, results: Path, sound: Collection[str], again: Path) ->
             files += [(views[0].with_suffix(end), views[1].with_suffix(end)) for end in (".csv", ".md", ".tex")]
         if not _runs(part) <= set(sound):
             yield from (_left_out("tables", file) for file, _ in files)
+            if table is None:
+                yield _left_out("tables", there.classes)
             continue
+        if table is None and not _runs(part) <= set(counted):
+            yield _left_out("tables", there.classes)
+        elif table is None:
+            write_classes(part, results, made.classes)
+            files.append((there.classes, made.classes))
         write_cells(part, results, made.cells(table))
         write_comparisons(part, results, made.comparisons(table))
         if table is not None:
@@ -327,7 +356,9 @@ def _tables(suite: Suite, results: Path, sound: Collection[str], again: Path) ->
             yield check
 
 
-def _figures(suite: Suite, results: Path, sound: Collection[str], again: Path) -> Iterator[Check]:
+def _figures(
+    suite: Suite, results: Path, sound: Collection[str], counted: Collection[str], again: Path
+) -> Iterator[Check]:
     """Figures of numbers and the page against those made again beside the cells in `again`, byte by byte.
 
     Figures of predictions would take the networks, and pixels that differ with the machine: they are left out.
@@ -344,10 +375,10 @@ def _figures(suite: Suite, results: Path, sound: Collection[str], again: Path) -
             check, _ = _tried("figures", results / file, _check_drawn, again / file)
             yield check
     page, expected = Results(results).page, Results(again).page
-    if not _runs(suite) <= set(sound):
+    if not _runs(suite) <= set(sound) & set(counted):
         yield _left_out("figures", page)
         return
-    write_page(suite, results, Results(again).cells(), expected)
+    write_page(suite, results, Results(again).cells(), Results(again).classes, expected)
     check, _ = _tried("figures", page, _check_same, expected)
     yield check
 

@@ -8,6 +8,7 @@ rule cells:
     output:
         report(f"{RESULTS}/cells.csv", caption="../report/cells.rst", category="Tables", labels={"table": "all cells"}),
         f"{RESULTS}/comparisons.csv",
+        f"{RESULTS}/classes.csv",
         f"{RESULTS}/metrics.json",
         f"{RESULTS}/curves.csv",
         f"{RESULTS}/made/cells.json",
