@@ -118,7 +118,7 @@ def embedded(site: Path) -> dict[str, Any]:
 
 def test_the_data_are_those_of_the_files(site: Path, suite: Suite) -> None:
     data = embedded(site)
-    cells = pd.read_csv(site / "cells.csv", site / "classes.csv", keep_default_na=False)
+    cells = pd.read_csv(site / "cells.csv", keep_default_na=False)
     assert len(data["cells"]) == len(cells) == len(suite.cells)
     by_place = {(cell["table"], cell["row"], cell["column"]): cell for cell in data["cells"]}
     for _, row in cells.iterrows():

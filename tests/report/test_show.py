@@ -21,7 +21,8 @@ from made import scores
 
 from u2pl.cli.main import main
 from u2pl.experiments import load_suite, published_list
-from u2pl.report.verify import Check, verify
+from u2pl.report.checks import Check
+from u2pl.report.verify import verify
 
 pytestmark = pytest.mark.slow
 
