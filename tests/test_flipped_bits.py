@@ -163,7 +163,7 @@ def test_prepared_files_whose_archives_are_gone(before: Files) -> None:
 
 def trained() -> Files:
     folder = Path("results/demo/runs") / SUPONLY
-    return {folder / name: (folder / name).read_bytes() for name in ("weights.pt", "evaluation.json")}
+    return {folder / name: (folder / name).read_bytes() for name in ("weights.pt", "evaluation.json", "images.npz")}
 
 
 def test_split_lists_and_their_manifest(before: Files) -> None:
@@ -192,7 +192,8 @@ def test_the_state_of_an_interrupted_training(before: Files, monkeypatch: pytest
     folder = Path("results/demo/runs") / U2PL
 
     def results() -> Files:
-        return {folder / name: (folder / name).read_bytes() for name in ("weights.pt", "evaluation.json")}
+        names = ("weights.pt", "evaluation.json", "images.npz")
+        return {folder / name: (folder / name).read_bytes() for name in names}
 
     noticed([state], 5, before | {state: state.read_bytes()}, lambda: call("train", U2PL), results)
 
@@ -217,6 +218,9 @@ def test_evaluations_and_records_of_runs(before: Files) -> None:
     assert noticed([folder / "evaluation.json"], 40, before, step, results) > 20
     noticed([folder / "run.json"], 20, before, step, results)
     assert noticed([folder / "history.csv"], 10, before, step, results) == 10
+    assert noticed([folder / "images.npz"], 10, before, step, results) == 10
+    (folder / "images.npz").unlink()
+    assert not step(), "weights.pt is there, and so it is lost"
 
 
 def test_each_digit_of_a_score(before: Files) -> None:

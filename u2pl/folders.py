@@ -138,6 +138,11 @@ class Run:
         return self.folder / "evaluation.json"
 
     @property
+    def images(self) -> Path:
+        """Confusion matrices per validation image, see u2pl/experiments/confusions.py."""
+        return self.folder / "images.npz"
+
+    @property
     def receipt(self) -> Path:
         return self.folder / RECEIPT
 
@@ -199,6 +204,11 @@ class Results:
     def claims(self) -> Path:
         """What became of the claims of all tables."""
         return self.folder / "claims.csv"
+
+    @property
+    def classes(self) -> Path:
+        """Intervals per class of all cells."""
+        return self.folder / "classes.csv"
 
     def table(self, name: str) -> Path:
         """Without its suffix: .csv, .md or .tex."""

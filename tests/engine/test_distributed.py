@@ -18,7 +18,7 @@ from u2pl.components import contrast, supervised
 from u2pl.components.mixing import cutmix
 from u2pl.components.ohem import ohem_loss
 from u2pl.data.batches import TrainBatches
-from u2pl.engine.evaluate import evaluate
+from u2pl.engine.evaluate import evaluate, evaluate_images
 from u2pl.errors import UserError
 from u2pl.experiments.settings import Stream
 from u2pl.experiments.suite import RunSpec
@@ -342,6 +342,10 @@ def test_evaluation_counts_each_image_once(
     # Of four images three ranks have two, one and one.
     for found in on_ranks(3, lambda: evaluate(network, prepared, ids, spec.dataset, CPU)):
         assert torch.equal(found, expected)
+    expected = evaluate_images(network, prepared, ids, spec.dataset, CPU)
+    for ranks in (3, 5):  # of five ranks one has no image
+        for found in on_ranks(ranks, lambda: evaluate_images(network, prepared, ids, spec.dataset, CPU)):
+            assert torch.equal(found, expected), "each image's matrix, in the list's order"
 
 
 def test_ranks_load_their_stretch_of_the_same_batches(

@@ -16,8 +16,10 @@ from torch import Tensor, nn
 from torchmetrics.classification import MulticlassConfusionMatrix, MulticlassJaccardIndex
 
 from u2pl.engine.evaluate import (
+    confusion_matrices,
     confusion_matrix,
     evaluate,
+    evaluate_images,
     evaluate_run,
     iou,
     mean_iou,
@@ -27,7 +29,9 @@ from u2pl.engine.evaluate import (
     window_starts,
 )
 from u2pl.errors import UserError
+from u2pl.experiments.confusions import read_confusions
 from u2pl.experiments.suite import RunSpec
+from u2pl.files import sha256
 from u2pl.models import build_network
 
 IGNORE = 255
@@ -55,6 +59,36 @@ def test_confusion_matrix(seed: int) -> None:
     assert torch.equal(found, MulticlassConfusionMatrix(5, ignore_index=IGNORE)(pred, target))
     # uint8, as masks are stored, must not overflow in the product with the number of classes
     assert torch.equal(found, confusion_matrix(pred.byte(), target.byte(), 5, IGNORE))
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_confusion_matrices_are_those_of_each_image(seed: int) -> None:
+    pred, target = random_labels(seed)
+    target[1] = IGNORE
+    found = confusion_matrices(pred, target, 5, IGNORE)
+    assert found.shape == (3, 5, 5) and found[1].sum() == 0
+    for i in range(3):
+        if i != 1:
+            assert torch.equal(found[i], MulticlassConfusionMatrix(5, ignore_index=IGNORE)(pred[i], target[i]))
+    assert torch.equal(found.sum(0), confusion_matrix(pred, target, 5, IGNORE))
+    assert torch.equal(found, confusion_matrices(pred.byte(), target.byte(), 5, IGNORE))
+
+
+@pytest.mark.parametrize(("mode", "batch"), [("centre_crop", 3), ("centre_crop", 1), ("sliding_window", 3)])
+def test_each_image_is_counted_as_if_it_were_alone(
+    mode: str, batch: int, prepared: Path, split: Path, make_spec: Callable[..., RunSpec]
+) -> None:
+    """Four images in batches of three and one: the matrices are in the list's order, whatever the batches are."""
+    spec = make_spec(mode=mode)
+    evaluation = spec.dataset.evaluation.model_copy(update={"batch": batch})
+    dataset = spec.dataset.model_copy(update={"evaluation": evaluation})
+    ids = (split / "val.txt").read_text().split()
+    torch.manual_seed(0)
+    network = build_network(spec.recipe.network, 3)
+    found = evaluate_images(network, prepared, ids, dataset, torch.device("cpu"))
+    assert len(ids) == len(found) == 4 and len({str(matrix.tolist()) for matrix in found}) > 1
+    for image, matrix in zip(ids, found, strict=True):
+        assert torch.equal(matrix, evaluate(network, prepared, [image], dataset, torch.device("cpu")))
 
 
 def test_uint8_labels_of_many_classes() -> None:
@@ -201,10 +235,14 @@ def test_evaluate_run(
     results = json.loads((tmp_path / "evaluation.json").read_text())
     ids = (split / "val.txt").read_text().split()
     network = build_network(spec.recipe.network, 3)
+    images = read_confusions(tmp_path / "images.npz", (tmp_path / "images.npz").read_bytes())
+    assert images.ids == ids and results["images_sha256"] == sha256(tmp_path / "images.npz")
     for selection, state in (("last", last), ("best", best)):
         network.load_state_dict(state)
         confusion = evaluate(network, prepared, ids, spec.dataset, torch.device("cpu"))
         assert results[selection]["confusion"] == confusion.tolist()
+        each = evaluate_images(network, prepared, ids, spec.dataset, torch.device("cpu"))
+        assert images.counts[selection].tolist() == each.tolist()
         present = [value for value in results[selection]["iou"] if value is not None]
         assert results[selection]["miou"] == pytest.approx(sum(present) / len(present))
     with pytest.raises(UserError, match="no file"):
@@ -246,7 +284,7 @@ def test_weights_that_run_json_does_not_record_are_refused(
         (tmp_path / "run.json").write_text(content)
     with pytest.raises(UserError, match=expected):
         evaluate_run(finished[0], prepared, split, tmp_path)
-    assert not (tmp_path / "evaluation.json").exists()
+    assert not (tmp_path / "evaluation.json").exists() and not (tmp_path / "images.npz").exists()
 
 
 NAME = "segment.2.bias"

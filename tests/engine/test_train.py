@@ -130,7 +130,7 @@ def test_raw_colours_are_the_images_before_normalisation(
 def test_run_directory(method: str, run: Callable[..., Path], make_spec: Spec, prepared: Path, split: Path) -> None:
     spec = make_spec(method)
     out = run(spec)
-    names = ["evaluation.json", "history.csv", "live", "run.json", "weights.pt"]
+    names = ["evaluation.json", "history.csv", "images.npz", "live", "run.json", "weights.pt"]
     assert sorted(path.name for path in out.iterdir()) == names
     assert not (out.parent / "state").exists()
 

@@ -18,6 +18,7 @@ from u2pl.experiments.schema import Row
 from u2pl.experiments.suite import Suite
 from u2pl.files import sha256, write_json
 from u2pl.report.cells import write_cells
+from u2pl.report.classes import write_classes
 from u2pl.report.history import DIAGNOSTICS
 from u2pl.report.page import write_page
 
@@ -75,6 +76,13 @@ def site(tmp_path_factory: pytest.TempPathFactory, suite: Suite) -> Path:
         took |= {"wall_time_s": 1.25, "libraries": {"torch": "2.11.0"}}
         write_json(folder / "run.json", record(run, history=sha256(folder / "history.csv"), **took))
     write_cells(suite, results, results / "cells.csv")
+    write_classes(suite, results, results / "classes.csv")
+    classes = pd.read_csv(results / "classes.csv", keep_default_na=False, dtype=str)
+    classes.loc[classes["class"] != "class 0", ["low", "high"]] = ["21.25", "63.5"]
+    own = (classes["image_run"] == RELIABLE) & (classes["class"] != "class 0")
+    classes.loc[own, ["images", "image_low", "image_high"]] = ["8", "30.125", "44"]
+    classes.loc[classes["image_run"] == RELIABLE, "images"] = "8"
+    classes.to_csv(results / "classes.csv", index=False)
     cells = pd.read_csv(results / "cells.csv", keep_default_na=False)
     measured = cells["source"] != "quoted"
     cells["low"] = cells["high"] = cells["verdict"] = ""
@@ -82,7 +90,7 @@ def site(tmp_path_factory: pytest.TempPathFactory, suite: Suite) -> Path:
     verdicts = ["reproduced", "not reproduced", "inconclusive"]
     cells.loc[measured, "verdict"] = [verdicts[i % 3] for i in range(measured.sum())]
     cells.to_csv(results / "cells.csv", index=False)
-    write_page(suite, results, results / "cells.csv", results / "index.html")
+    write_page(suite, results, results / "cells.csv", results / "classes.csv", results / "index.html")
     return results
 
 
@@ -139,6 +147,9 @@ def test_the_data_are_those_of_the_files(site: Path, suite: Suite) -> None:
         ["bank_size_background", 2000, 50000],
         ["negatives", "reliable", paper],
     ]
+    cell = by_place["table4", "Reliable", "1/8 (6)"]
+    assert cell["images"] == 8 and len(cell["intervals"]) == 1 + len(suite.datasets["pascal"].classes)
+    assert cell["intervals"][:3] == [[21.25, 63.5, 30.12, 44], [None] * 4, [21.25, 63.5, 30.12, 44]]
     assert f"runs/{RELIABLE}/evaluation.json" in by_place["table4", "Reliable", "1/8 (6)"]["command"]
     assert [name for name, _ in data["classes"]["pascal"]] == [c.name for c in suite.datasets["pascal"].classes]
 
@@ -153,13 +164,13 @@ def test_text_of_the_data_stays_text_and_nothing_is_loaded(site: Path) -> None:
 def test_a_caption_is_no_markup(site: Path, suite: Suite, tmp_path: Path) -> None:
     table = suite.tables["table4"].model_copy(update={"caption": "a < b & <i>c</i>"})
     changed = suite.model_copy(update={"tables": suite.tables | {"table4": table}})
-    write_page(changed, site, site / "cells.csv", tmp_path / "p.html")
+    write_page(changed, site, site / "cells.csv", site / "classes.csv", tmp_path / "p.html")
     assert "a &lt; b &amp; &lt;i&gt;c&lt;/i&gt;" in (tmp_path / "p.html").read_text()
 
 
 def test_synthetic_data_are_said_once_and_have_no_verdicts(site: Path, suite: Suite, tmp_path: Path) -> None:
     synthetic = suite.model_copy(update={"params": suite.params.model_copy(update={"synthetic": True})})
-    write_page(synthetic, site, site / "cells.csv", tmp_path / "page.html")
+    write_page(synthetic, site, site / "cells.csv", site / "classes.csv", tmp_path / "page.html")
     shown = [
         re.sub("<script.*?</script>", "", path.read_text(), flags=re.S)
         for path in (tmp_path / "page.html", site / "index.html")
@@ -170,7 +181,7 @@ def test_synthetic_data_are_said_once_and_have_no_verdicts(site: Path, suite: Su
 
 
 def test_equal_files_give_equal_bytes(site: Path, suite: Suite, tmp_path: Path) -> None:
-    write_page(suite, site, site / "cells.csv", tmp_path / "again.html")
+    write_page(suite, site, site / "cells.csv", site / "classes.csv", tmp_path / "again.html")
     assert (tmp_path / "again.html").read_bytes() == (site / "index.html").read_bytes()
 
 
@@ -181,7 +192,7 @@ def test_a_missing_file_is_named_and_nothing_is_written(site: Path, suite: Suite
     path.unlink()
     try:
         with pytest.raises(UserError, match=re.escape(f"{RELIABLE}/{name}")):
-            write_page(suite, site, site / "cells.csv", tmp_path / "page.html")
+            write_page(suite, site, site / "cells.csv", site / "classes.csv", tmp_path / "page.html")
     finally:
         path.write_bytes(before)
     assert not list(tmp_path.iterdir())
@@ -209,10 +220,26 @@ def test_a_damaged_file_is_named_and_nothing_is_written(
     try:
         assert path.read_text() != before
         with pytest.raises(UserError, match=re.escape(f"runs/{RELIABLE}")):
-            write_page(suite, site, site / "cells.csv", tmp_path / "page.html")
+            write_page(suite, site, site / "cells.csv", site / "classes.csv", tmp_path / "page.html")
     finally:
         path.write_text(before)
     assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(("old", "new"), [("mIoU", "other"), (RELIABLE, "another-run"), ("class 3", "class 4")])
+def test_classes_of_other_cells_are_refused(site: Path, suite: Suite, tmp_path: Path, old: str, new: str) -> None:
+    """Rows are found by their cell: one that is missing, or of another run, is named."""
+    lines = (site / "classes.csv").read_text().splitlines(keepends=True)
+    number = next(i for i, line in enumerate(lines) if old in line and RELIABLE in line)
+    lines[number : number + 1] = [lines[number].replace(old, new)] if old == RELIABLE else []
+    (tmp_path / "classes.csv").write_text("".join(lines))
+    with pytest.raises(
+        UserError, match=rf"classes\.csv: found 2\d rows for table4, Reliable, .* expected 22 of {RELIABLE}"
+    ):
+        write_page(suite, site, site / "cells.csv", tmp_path / "classes.csv", tmp_path / "page.html")
+    with pytest.raises(UserError, match="classes.csv: found no file"):
+        write_page(suite, site, site / "cells.csv", tmp_path / "none" / "classes.csv", tmp_path / "page.html")
+    assert not (tmp_path / "page.html").exists()
 
 
 # --- in a browser
@@ -264,7 +291,12 @@ def test_a_pressed_cell_tells_what_stands_behind_it(page: Page, site: Path) -> N
     ]
     assert page.js("document.querySelectorAll('#details polyline').length") == 2
     shown = page.js("[...document.querySelectorAll('.classes li')].map(e => e.innerText.split('\\n'))")
-    assert shown[0] == ["background", "–"] and shown[1] == ["aeroplane", f"{cell['mean']:.2f}"]
+    assert shown[0] == ["background", "–"]
+    spans = ["seeds 21.25 to 63.50", f"images {cell['intervals'][2][2]:.2f} to 44.00"]
+    assert shown[1] == ["aeroplane", f"{cell['mean']:.2f}", *spans]
+    assert "Over seeds: 95 % t interval of the mean." in text
+    assert "Over images: 95 % bootstrap over 8 validation images, one network: seed 0." in text
+    assert "interval over images, one network" in text
     page.click("#close")
     assert details(page) == ""
 

@@ -21,7 +21,10 @@ from made import scores
 
 from u2pl.cli.main import main
 from u2pl.experiments import load_suite, published_list
-from u2pl.report.verify import Check, verify
+from u2pl.experiments.confusions import read_confusions, write_confusions
+from u2pl.report.checks import Check
+from u2pl.report.classes import read_classes, write_classes
+from u2pl.report.verify import verify
 
 pytestmark = pytest.mark.slow
 
@@ -152,7 +155,9 @@ def test_everything_fits_and_every_file_is_looked_at(capsys: pytest.CaptureFixtu
         # the checksum of a fetched file is recorded beside it
         assert {str(path) for path in folder.rglob("*") if path.is_file() and path.suffix not in beside} <= looked
     for run in RUN.parent.iterdir():
-        assert {str(run / name) for name in ("run.json", "history.csv", "weights.pt", "evaluation.json")} <= looked
+        names = ("run.json", "history.csv", "weights.pt", "evaluation.json", "images.npz")
+        assert {str(run / name) for name in names} <= looked
+    assert str(RESULTS / "classes.csv") in looked
 
 
 def flip(data: bytes) -> bytes:
@@ -210,6 +215,9 @@ def in_text(pattern: str, new: str) -> Callable[[bytes], bytes]:
         (f"{RUN}/evaluation.json", in_json("best", "miou", add=1e-9)),
         (f"{RUN}/evaluation.json", in_json("last", "iou", 0, add=1e-9)),
         (f"{RUN}/evaluation.json", lambda data: b"{}"),
+        (f"{RUN}/images.npz", flip),
+        (f"{RUN}/images.npz", lambda data: b""),
+        ("results/tiny/classes.csv", lambda data: data.replace(b"aeroplane", b"aeroplanes", 1)),
         ("results/tiny/cells.csv", lambda data: data.replace(b"54.92", b"54.93")),
         ("results/tiny/cells/small.csv", lambda data: data.replace(b"54.92", b"54.93")),
         ("results/tiny/comparisons/small.csv", lambda data: data.replace(b"against", b"beside")),
@@ -283,6 +291,50 @@ def test_what_shows_a_changed_history_is_not_checked() -> None:
     assert left_out == {str(path) for path in [*shown, RESULTS / "index.html"]}
 
 
+def test_matrices_per_image_of_another_sum_are_found(tmp_path: Path) -> None:
+    """As if both were written anew, from other predictions: the hash fits, and the sum does not."""
+    path = RUN / "images.npz"
+    confusions = read_confusions(path, path.read_bytes())
+    confusions.counts["last"][3, 0, 0] += 1
+    again = write_confusions(tmp_path / "images.npz", confusions)
+    recorded = in_text(r'"images_sha256": "[0-9a-f]+"', f'"images_sha256": "{again}"')
+    with edited(path, lambda data: (tmp_path / "images.npz").read_bytes()), edited(RUN / "evaluation.json", recorded):
+        (check,) = those("differs").values()
+        left_out = set(those("unchecked"))
+        assert call("cells", "--scale", "tiny") == 2
+    assert (str(check.path), check.found) == (str(path), "last matrices of another sum")
+    assert check.expected == f"last.confusion of {RUN}/evaluation.json"
+    assert left_out == {f"{RESULTS}/classes.csv", f"{RESULTS}/index.html"}
+
+
+def test_records_alone_have_no_matrices_per_image(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """As those of the scale mini in a clone: neither weights.pt nor images.npz."""
+    suite = load_suite("tiny")
+    with without(RUN / "weights.pt", tmp_path / "weights"), without(RUN / "images.npz", tmp_path / "images"):
+        assert call("verify", "--scale", "tiny") == 0
+        assert set(those("absent")) == {f"{RUN}/weights.pt", f"{RUN}/images.npz"}
+        assert set(those("unchecked")) == {f"{RESULTS}/classes.csv", f"{RESULTS}/index.html"}
+        write_classes(suite, RESULTS, tmp_path / "classes.csv")
+        capsys.readouterr()
+        assert call("show", RUN.name, "--scale", "tiny") == 0
+    text = words(capsys.readouterr().out)
+    assert f"images none over validation images: no images.npz; `u2pl evaluate {RUN.name}` writes it" in text
+    classes = read_classes(tmp_path / "classes.csv")
+    absent = classes[classes["image_run"] == RUN.name]
+    assert len(absent) and (absent["images"] == 0).all() and absent[["image_low", "image_high"]].isna().all(axis=None)
+    assert absent["mean"].notna().any() and (classes[classes["image_run"] != RUN.name]["images"] == 8).all()
+
+
+def test_runs_of_earlier_versions_can_be_read(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """evaluation.json without images_sha256, and no images.npz: known to be absent, so that classes.csv is checked."""
+    older = in_text(r'"images_sha256": "[0-9a-f]+",\s*', "")
+    with edited(RUN / "evaluation.json", older), without(RUN / "images.npz", tmp_path / "images"):
+        write_classes(load_suite("tiny"), RESULTS, tmp_path / "classes.csv")
+        with edited(RESULTS / "classes.csv", lambda data: (tmp_path / "classes.csv").read_bytes()):
+            assert set(those("absent")) == {f"{RUN}/images.npz"}
+            assert str(RESULTS / "classes.csv") not in those("differs") | those("unchecked")
+
+
 def test_checksums_are_those_of_sha256sum() -> None:
     tool, path = shutil.which("sha256sum"), DATA / "pascal/checksums.sha256"
     if tool is None:
@@ -294,7 +346,8 @@ def test_checksums_are_those_of_sha256sum() -> None:
 
 
 def test_a_lost_file_of_a_finished_step_differs(tmp_path: Path) -> None:
-    for path in (min((DATA / "pascal/masks").iterdir()), DATA / "pascal/checksums.sha256", RUN / "history.csv"):
+    masks = (DATA / "pascal/masks").iterdir()
+    for path in (min(masks), DATA / "pascal/checksums.sha256", RUN / "history.csv", RUN / "images.npz"):
         with without(path, tmp_path / "aside"):
             assert {name: check.found for name, check in those("differs").items()} == {str(path): "no file"}
 
@@ -311,7 +364,10 @@ def test_a_lost_file_of_a_finished_step_differs(tmp_path: Path) -> None:
         (
             str(RUN),
             {str(RUN)},
-            {f"results/tiny/{name}" for name in ("cells", "claims", "comparisons", "tables", "figures", "index")},
+            {
+                f"results/tiny/{name}"
+                for name in ("cells", "claims", "classes", "comparisons", "gains", "tables", "figures", "index")
+            },
         ),
         ("results/tiny/tables", {"results/tiny/tables"}, set()),
         ("results/tiny/figures", {"results/tiny/figures"}, set()),
@@ -428,6 +484,33 @@ def test_seeds_share_what_is_equal(capsys: pytest.CaptureFixture[str]) -> None:
         assert any(f"seed {seed}:" in line for line in lines), "the hash of the params, which hold the seed"
 
 
+def test_intervals_over_images_stand_beside_those_over_seeds(capsys: pytest.CaptureFixture[str]) -> None:
+    assert call("show", "small", "SupOnly", SECOND_COLUMN, "--scale", "tiny") == 0
+    lines = [line.strip() for line in capsys.readouterr().out.splitlines()]
+    classes = read_classes(RESULTS / "classes.csv")
+    rows = classes[(classes["row"] == "SupOnly") & (classes["protocol"] == "pascal_classic")]
+    assert rows["class"].tolist()[1:] == [label.name for label in load_suite("tiny").datasets["pascal"].classes]
+    mean = rows.iloc[0]
+    ends = f"{mean['image_low']:.2f} to {mean['image_high']:.2f}"
+    text = words(" ".join(lines))
+    assert (
+        f"images {ends} % over 8 validation images, one network (seed 0, best, {mean['image_iou']:.2f} %; 95 %" in text
+    )
+    assert 0 <= mean["image_low"] < mean["image_high"] <= 100
+    heading = next(i for i, line in enumerate(lines) if line.startswith("class "))
+    assert words(lines[heading]) == "class IoU %, best ± over seeds over images, seed 0"
+    for line, row in zip(lines[heading + 1 :], rows.to_dict("records"), strict=False):
+        value = lambda number: "–" if math.isnan(number) else f"{number:.2f}"  # noqa: E731
+        spans = [(row["low"], row["high"]), (row["image_low"], row["image_high"])]
+        ends = " ".join("–" if math.isnan(low) else f"{low:.2f} to {high:.2f}" for low, high in spans)
+        assert words(line) == f"{row['class']} {value(row['mean'])} {value(row['std'])} {ends}"
+    assert call("show", RUN.name, "--scale", "tiny", "--json") == 0
+    shown = json.loads(capsys.readouterr().out)["classes"]
+    assert {name: row["image_iou"] for name, (row, *_) in shown.items()} == {
+        name: content(RUN / "evaluation.json")[name]["miou"] for name in ("best", "last")
+    }
+
+
 def test_factors_that_differ_from_the_paper_stand_first(capsys: pytest.CaptureFixture[str]) -> None:
     assert call("show", OTHER_LISTS, "--scale", "tiny") == 0
     text = words(capsys.readouterr().out)
@@ -440,7 +523,7 @@ def test_a_verdict_is_told_with_its_numbers(capsys: pytest.CaptureFixture[str]) 
     evaluations = [RUN.with_name(RUN.name.replace("seed0", f"seed{seed}")) / "evaluation.json" for seed in (0, 1)]
 
     def measure(miou: float) -> Callable[[bytes], bytes]:
-        changed = {name: scores(miou) for name in ("best", "last")}
+        changed = {name: scores(miou, classes=21) for name in ("best", "last")} | {"images_sha256": None}
         return lambda data: json.dumps(json.loads(data) | changed).encode()
 
     with contextlib.ExitStack() as stack:
@@ -451,7 +534,8 @@ def test_a_verdict_is_told_with_its_numbers(capsys: pytest.CaptureFixture[str]) 
         assert call("show", "small", "SupOnly", SECOND_COLUMN, "--scale", "tiny") == 0
     text = words(capsys.readouterr().out)
     # t(0.975, 1 degree of freedom) = 12.7062; the standard error is 2
-    assert "interval 24.59 to 75.41 % (95 % t interval of the mean) paper 54.92 %" in text
+    assert "interval 24.59 to 75.41 % over seeds (95 % t interval of the mean) images none" in text
+    assert "no images.npz" in text and "writes it paper 54.92 %" in text
     assert "verdict inconclusive at a margin of 1 mIoU; ours minus the paper's -4.92, the interval holds the" in text
 
 

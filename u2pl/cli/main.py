@@ -112,9 +112,13 @@ def evaluate(runs: list[str], scale: Scale = "demo", device: Device = "auto") ->
 
 @app.command()
 def cells(scale: Scale = "demo") -> None:
-    """Gather every cell of every table, differences between rows, and claims; metrics.json, curves.csv are for DVC."""
+    """Gather every cell of every table, its classes, differences between rows, gains and claims.
+
+    metrics.json and curves.csv are for DVC.
+    """
     from u2pl.report.cells import write_cells, write_comparisons, write_gains
     from u2pl.report.claims import write_claims
+    from u2pl.report.classes import write_classes
     from u2pl.report.dvc import write_curves, write_metrics
 
     suite, results = load_suite(scale), results_of(scale)
@@ -123,6 +127,7 @@ def cells(scale: Scale = "demo") -> None:
         write_comparisons(suite, results.folder, results.comparisons())
         write_gains(suite, results.folder, results.gains)
         write_claims(suite, results.folder, results.claims)
+        write_classes(suite, results.folder, results.classes)
         write_metrics(results.cells(), results.metrics)
         write_curves(suite, results.folder, results.curves)
 
@@ -163,7 +168,7 @@ def page(scale: Scale = "demo") -> None:
 
     suite, results = load_suite(scale), results_of(scale)
     with recorded(suite, "page", "all"):
-        write_page(suite, results.folder, results.cells(), results.page)
+        write_page(suite, results.folder, results.cells(), results.classes, results.page)
 
 
 @app.command()

@@ -25,7 +25,7 @@ def write_run(out: Path, trainer: Trainer, start: dict[str, Any]) -> None:
     """
     assert trainer.best is not None
     run = Run(out)
-    for path in (run.evaluation, run.record):
+    for path in (run.evaluation, run.images, run.record):
         path.unlink(missing_ok=True)
     spec, best = trainer.spec, trainer.best
     meta = {"run": spec.id, "epochs": trainer.epoch, "best_epoch": best["epoch"], "best_miou": best["miou"]}

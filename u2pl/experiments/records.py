@@ -144,8 +144,13 @@ class Provenance(Strict):
     peak_memory_mb: Amount
 
 
+class RecordedClass(Kept):
+    name: str
+
+
 class RecordedDataset(Kept):
     evaluation: dict[str, Any]
+    classes: list[RecordedClass] = []
 
 
 class RecordedRecipe(Kept):
@@ -212,6 +217,7 @@ class RunEvaluation(Strict):
     best: Scores
     last: Scores
     weights_sha256: Sha256
+    images_sha256: Sha256 | None = None  # of images.npz, which runs of earlier versions lack
 
     @property
     def checkpoints(self) -> dict[str, Scores]:

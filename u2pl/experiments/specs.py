@@ -181,7 +181,7 @@ class Jobs:
         data, made = self.data, self.results.run(run.id)
         inputs = [data.prepared(run.dataset_name).manifest, data.split(run.split).manifest]
         inputs += [fetched(Path(run.weights))] if run.weights else []
-        outputs = [made.record, made.history, made.weights, made.evaluation]
+        outputs = [made.record, made.history, made.weights, made.evaluation, made.images]
         self._add("train", run.id, run.science(), inputs, outputs, made.receipt)
 
     def _runs(self, runs: set[str]) -> list[Run]:
@@ -201,6 +201,7 @@ class Jobs:
             results.comparisons(),
             results.gains,
             results.claims,
+            results.classes,
             results.metrics,
             results.curves,
         ]
@@ -236,7 +237,8 @@ class Jobs:
         departures = {run: spec.departures for run, spec in suite.runs.items()}
         content = shown | {"tables": tables, "datasets": colours, "departures": departures}
         every = self._runs(set(suite.runs))
-        inputs = [results.cells(), *(path for run in every for path in (run.record, run.history, run.evaluation))]
+        inputs = [results.cells(), results.classes]
+        inputs += [path for run in every for path in (run.record, run.history, run.evaluation)]
         self._add("page", "all", content, inputs, [results.page], results.receipt("page", "all"))
 
     def _figure_inputs(self, name: str) -> list[Path]:

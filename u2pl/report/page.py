@@ -16,6 +16,7 @@ from u2pl.experiments.suite import Suite
 from u2pl.files import atomic_path
 from u2pl.folders import Results
 from u2pl.report.cells import read_cells
+from u2pl.report.classes import read_classes
 from u2pl.report.history import DIAGNOSTICS, read_history
 from u2pl.report.origins import COPIED, RECONSTRUCTED, notes
 from u2pl.report.runs import command, read_run
@@ -25,8 +26,8 @@ STATIC = files("u2pl.report") / "static"
 POINTS = 40  # of a curve that explains another: the page holds those of every run
 
 
-def write_page(suite: Suite, results: Path, cells_csv: Path, target: Path) -> None:
-    """Write the page from the collected cells and the files of their runs in `results`.
+def write_page(suite: Suite, results: Path, cells_csv: Path, classes_csv: Path, target: Path) -> None:
+    """Write the page from the collected cells, their classes and the files of their runs in `results`.
 
     Raises UserError if one is missing or malformed. Equal files give equal bytes.
     """
@@ -44,6 +45,7 @@ def write_page(suite: Suite, results: Path, cells_csv: Path, target: Path) -> No
     }
     tables = [_table(suite, results, cells_csv, cells, name) for name in suite.tables]
     data["cells"] = [cell for table in tables for row in table["rows"] for cell in row["cells"]]
+    _add_classes(suite, classes_csv, data["cells"])
     verdicts = [cell["verdict"] for cell in data["cells"]]
     for number, cell in enumerate(data["cells"]):
         cell["number"] = number  # the position in the data, which the cell's button names
@@ -118,8 +120,31 @@ def _cell(suite: Suite, results: Path, cell: pd.Series) -> dict[str, Any]:
     values: dict[str, Any] = {key: str(cell[key]) for key in ("table", "row", "column", "protocol", "source", "remark")}
     values |= {key: _number(cell[key]) for key in ("paper", "mean", "std", "low", "high")}
     values["verdict"] = cell["verdict"] or None
+    values["fraction"] = str(cell["fraction"])
     again = command(suite, results, runs) if runs else None
     return values | {"n": int(cell["n"]), "checkpoint": str(cell["checkpoint"]), "runs": runs, "command": again}
+
+
+def _add_classes(suite: Suite, classes_csv: Path, cells: list[dict[str, Any]]) -> None:
+    """Give each trained cell its intervals, of the mean first: [low, high] over seeds, then over images, per class.
+
+    Raises UserError if a cell's classes are missing, or are of other runs or not those of its data set.
+    """
+    places = ["table", "row", "protocol", "fraction"]
+    found = dict(list(read_classes(classes_csv).groupby(places, sort=False)))
+    for cell in cells:
+        place = tuple(cell.pop(key) if key == "fraction" else cell[key] for key in places)
+        if not cell["runs"]:
+            continue
+        rows, first = found.get(place), cell["runs"][0]
+        expected = 1 + len(suite.runs[first].dataset.classes)
+        if rows is None or len(rows) != expected or set(rows["image_run"]) != {first}:
+            count = 0 if rows is None else len(rows)
+            where = f"{cell['table']}, {cell['row']}, {cell['protocol']} {place[-1]}"
+            raise UserError(classes_csv, f"{count} rows for {where}", f"{expected} of {first}: `u2pl cells`")
+        cell["images"] = int(rows["images"].iloc[0])
+        ends = rows[["low", "high", "image_low", "image_high"]].to_numpy()
+        cell["intervals"] = [[None if pd.isna(end) else round(float(end), 2) for end in row] for row in ends]
 
 
 def _points(history: pd.DataFrame, name: str) -> list[list[float]]:

@@ -10,10 +10,12 @@ from rich.table import Table
 from rich.text import Text
 
 from u2pl.errors import UserError
+from u2pl.experiments.confusions import CHECKPOINTS
 from u2pl.experiments.read import pick
 from u2pl.experiments.records import plain
 from u2pl.experiments.suite import Cell, Suite
 from u2pl.report.cells import NUMBERS, collect
+from u2pl.report.classes import Classes
 from u2pl.report.origins import remark
 from u2pl.report.runs import command, read_run
 from u2pl.report.tables import DECIMALS
@@ -49,22 +51,30 @@ def read_record(suite: Suite, results: Path, run: str) -> Record:
 
 
 def describe_cell(suite: Suite, results: Path, cell: Cell) -> dict[str, Any]:
-    """A cell with its statistics as in cells.csv, and the records of its runs, as plain values for JSON."""
+    """A cell with its statistics as in cells.csv and classes.csv, and the records of its runs, as values for JSON."""
     records = [read_record(suite, results, run) for run in cell.runs]
     (row,) = collect(suite.model_copy(update={"cells": [cell]}), results).to_dict("records")
     numbers: dict[str, Any] = {key: None if math.isnan(row[key]) else row[key] for key in NUMBERS if key != "paper"}
     numbers |= {"n": len(records), "covered": row["covered"], "verdict": row["verdict"]}
     numbers |= {"margin": suite.params.equivalence_margin, "declared": f"params/tables/{cell.table}.yaml"}
     again = command(suite, results, cell.runs) if cell.runs else None
-    return {"cell": cell.model_dump(mode="json") | numbers, "runs": records, "command": again}
+    classes = {cell.checkpoint: _plain(Classes(suite, results).of(cell.runs, cell.checkpoint))}
+    return {"cell": cell.model_dump(mode="json") | numbers, "runs": records, "classes": classes, "command": again}
 
 
 def describe_run(suite: Suite, results: Path, run: str) -> dict[str, Any]:
-    """The record of a run and the cells that show it, as plain values for JSON."""
+    """The record of a run, its classes by checkpoint and the cells that show it, as plain values for JSON."""
     record = read_record(suite, results, run)
     keys = {"table", "row", "column", "protocol", "checkpoint"}
     shown = [cell.model_dump(mode="json", include=keys) for cell in suite.cells if run in cell.runs]
-    return {"shown_in": shown, "runs": [record], "command": command(suite, results, [run])}
+    of = Classes(suite, results).of
+    classes = {name: _plain(of([run], name)) for name in CHECKPOINTS}
+    return {"shown_in": shown, "runs": [record], "classes": classes, "command": command(suite, results, [run])}
+
+
+def _plain(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Without NaN, which JSON has not."""
+    return [{key: None if value != value else value for key, value in row.items()} for row in rows]
 
 
 def render(description: dict[str, Any], console: Console) -> None:
@@ -78,6 +88,9 @@ def render(description: dict[str, Any], console: Console) -> None:
     console.print(grid)
     if len(records) > 1:
         console.print(_seeds(records))
+    for checkpoint, rows in description["classes"].items():
+        if rows:
+            console.print(_classes(checkpoint, rows, records[0]))
     if description["command"]:
         # Unwrapped, to be copied.
         console.print(Text("recompute", style="bold"))
@@ -93,6 +106,7 @@ def _heading(description: dict[str, Any]) -> Iterator[tuple[str, str]]:
         yield "run", record["id"]
         yield "mIoU", f"best checkpoint {best} % (epoch {record['best_epoch']} of {record['epochs']}), last {last} %"
         places = [f"{c['table']}, {c['row']}, {c['protocol']} {c['column']}" for c in description["shown_in"]]
+        yield from _over_images(description)
         yield "shown in", "\n".join(places) or "no table of the present params"
         return
     yield "cell", f"{cell['table']}, {cell['row']}, {cell['protocol']} {cell['column']}"
@@ -106,13 +120,55 @@ def _heading(description: dict[str, Any]) -> Iterator[tuple[str, str]]:
     seeds = "1 seed" if cell["n"] == 1 else f"mean ± sample standard deviation of {cell['n']} seeds"
     yield "value", f"{cell['mean']:.{DECIMALS}f}{spread} % mIoU of the {cell['checkpoint']} checkpoint, {seeds}"
     if cell["low"] is not None:
-        yield "interval", f"{cell['low']:.{DECIMALS}f} to {cell['high']:.{DECIMALS}f} % (95 % t interval of the mean)"
+        yield (
+            "interval",
+            f"{cell['low']:.{DECIMALS}f} to {cell['high']:.{DECIMALS}f} % over seeds (95 % t interval of the mean)",
+        )
+    yield from _over_images(description)
     yield "paper", paper
     if cell["verdict"]:
         yield "verdict", _verdict(cell)
     if text := remark(cell["source"], cell["copied_from"]):
         yield "remark", text
     yield ("run" if cell["n"] == 1 else "runs"), "\n".join(cell["runs"])
+
+
+def _over_images(description: dict[str, Any]) -> Iterator[tuple[str, str]]:
+    """The bootstrap of the mIoU of the first run: beside the seeds, never instead."""
+    lines = []
+    for checkpoint, (mean, *_) in description["classes"].items():
+        if mean["image_low"] is not None:
+            ends = f"{mean['image_low']:.{DECIMALS}f} to {mean['image_high']:.{DECIMALS}f} %"
+            network = f"seed {description['runs'][0]['spec']['seed']}, {checkpoint}, {mean['image_iou']:.{DECIMALS}f} %"
+            lines.append(f"{ends} over {mean['images']} validation images, one network ({network}; 95 % bootstrap)")
+        elif not mean["images"]:
+            lines = [f"none over validation images: no images.npz; `u2pl evaluate {mean['image_run']}` writes it"]
+    if lines:
+        yield "images", "\n".join(lines)
+
+
+def _classes(checkpoint: str, rows: list[dict[str, Any]], first: Record) -> Table:
+    """IoU per class with both intervals, those over images only where matrices per image were kept."""
+    many = max(row["n"] for row in rows) > 1
+    table = Table(box=None, padding=(0, 2, 0, 0), pad_edge=False)
+    over_images = f"over images, seed {first['spec']['seed']}"
+    shown = [f"IoU %, {checkpoint}", *["±", "over seeds"] * many, *[over_images] * (rows[0]["images"] > 0)]
+    table.add_column("class")
+    for heading in shown:
+        table.add_column(heading, justify="right", no_wrap=True)
+
+    def number(value: float | None) -> str:
+        return "–" if value is None else f"{value:.{DECIMALS}f}"
+
+    def interval(row: dict[str, Any], low: str, high: str) -> str:
+        return "–" if row[low] is None else f"{number(row[low])} to {number(row[high])}"
+
+    for row in rows:
+        values = [number(row["mean"])]
+        values += [number(row["std"]), interval(row, "low", "high")] * many
+        values += [interval(row, "image_low", "image_high")] * (row["images"] > 0)
+        table.add_row(Text(row["class"]), *values)
+    return table
 
 
 def _verdict(cell: dict[str, Any]) -> str:

@@ -2,21 +2,19 @@
 
 Checksums of archives are in params, in the manifest beside each and in that of what was prepared from them; those of
 prepared files in checksums.sha256, whose own hash is in the manifest; those of split lists in their manifest, those of
-weights in run.json. mIoU is recomputed from the confusion matrix; tables, figures of numbers and the page from
-evaluations and histories. What depends on a file that differs is not checked, so that one changed file is one finding.
+weights in run.json, those of images.npz in evaluation.json. mIoU is recomputed from the confusion matrix, and that from
+images.npz; tables, figures of numbers and the page from evaluations and histories, see remade.py. What depends on a
+file that differs is not checked, so that one changed file is one finding.
 """
 
 import hashlib
 import sys
-from collections.abc import Callable, Collection, Iterable, Iterator
+from collections.abc import Collection, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from itertools import zip_longest
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Any, Literal
 
-import matplotlib
 from rich.console import Console
 from rich.progress import track
 from rich.table import Table
@@ -31,28 +29,14 @@ from u2pl.experiments.schema import Archive, Recipe
 from u2pl.experiments.suite import RunSpec, Suite
 from u2pl.files import sha256
 from u2pl.folders import Data, Prepared, Results, Run
-from u2pl.report.canvas import METADATA
-from u2pl.report.cells import suite_of_table, write_cells, write_comparisons, write_gains
-from u2pl.report.claims import write_claims
-from u2pl.report.figures import draw_numbers
-from u2pl.report.page import write_page
+from u2pl.report.checks import Check, left_out, tried
+from u2pl.report.images import read_images
+from u2pl.report.remade import check_figures, check_tables
 from u2pl.report.runs import check_scores, read_run
 from u2pl.report.show import flat
-from u2pl.report.tables import write_table
 
 KINDS = ("archives", "prepared", "splits", "runs", "tables", "figures")
 PARAMS = "params"
-
-
-@dataclass(frozen=True)
-class Check:
-    """The outcome for one file; that of a manifest is the one for the folder's lists."""
-
-    kind: str
-    path: Path
-    state: Literal["same", "differs", "absent", "unchecked"] = "same"
-    found: str = ""
-    expected: str = ""
 
 
 @dataclass(frozen=True)
@@ -84,12 +68,12 @@ def verify(suite: Suite, data: Path, results: Path) -> list[Check]:
         if not prepared.manifest.exists() or not prepared.images.exists():
             checks.append(Check("prepared", folder, "absent"))
             continue
-        check, listed = _tried("prepared", folder, _read_checksums)
+        check, listed = tried("prepared", folder, _read_checksums)
         checks.append(check)
         hashes += listed or []
     recorded = set()
     for run, spec in suite.runs.items():
-        check, files = _tried("runs", Results(results).run(run).record, _read_record, spec, data)
+        check, files = tried("runs", Results(results).run(run).record, _read_record, spec, data)
         checks.append(check)
         if files is not None:
             recorded.add(run)
@@ -97,38 +81,26 @@ def verify(suite: Suite, data: Path, results: Path) -> list[Check]:
     checks += _compare(hashes)
     differing = [check.path for check in checks if check.state == "differs"]
     checks += _splits(suite, data, differing)
-    sound = set()
+    sound, counted = set(), set()
     for run, spec in suite.runs.items():
-        path = Results(results).run(run).evaluation
+        made_run = Results(results).run(run)
         if run not in recorded:
-            checks.append(_left_out("runs", path))
+            checks += [left_out("runs", made_run.evaluation), left_out("runs", made_run.images)]
             continue
-        check, _ = _tried("runs", path, _check_evaluation, suite, results, spec)
+        check, _ = tried("runs", made_run.evaluation, _check_evaluation, suite, results, spec)
         checks.append(check)
-        if check.state == "same":
-            sound.add(run)
+        if check.state != "same":
+            checks.append(left_out("runs", made_run.images))
+            continue
+        sound.add(run)
+        check, known = _check_images(suite, results, run)
+        checks.append(check)
+        if known:
+            counted.add(run)
     whole = {run for run in sound if Results(results).run(run).history not in differing}
     with TemporaryDirectory() as again:
-        return [*checks, *_tables(suite, results, sound, Path(again)), *_figures(suite, results, whole, Path(again))]
-
-
-def _tried(kind: str, path: Path, function: Callable[..., Any], *arguments: Any) -> tuple[Check, Any]:
-    """The outcome of function(path, *arguments), which raises UserError for what differs, and what it returned."""
-    if not path.exists():
-        return Check(kind, path, "absent"), None
-    try:
-        return Check(kind, path), function(path, *arguments)
-    except UserError as error:
-        # `where` may be a file that the function read beside `path`, and a key of it.
-        file, _, key = error.where.partition(": ")
-        return Check(kind, Path(file), "differs", f"{key}: {error.found}" if key else error.found, error.expected), None
-    except OSError as error:
-        return Check(kind, path, "differs", str(error.strerror), "a readable file"), None
-
-
-def _left_out(kind: str, path: Path) -> Check:
-    """For a file that rests on one that differs or is absent."""
-    return Check(kind, path, "unchecked" if path.exists() else "absent")
+        checks += check_tables(suite, results, sound, counted, Path(again))
+        return [*checks, *check_figures(suite, results, whole, counted, Path(again))]
 
 
 def _declared(path: Path, archive: Archive) -> list[Hash | Check]:
@@ -142,7 +114,7 @@ def _declared(path: Path, archive: Archive) -> list[Hash | Check]:
 def _fetched(kind: str, path: Path) -> list[Hash | Check]:
     """What the manifest of a fetched file says of it; where it says nothing, that."""
     manifest = manifest_of(path)
-    check, digest = _tried(kind, manifest, lambda file: read(FetchedManifest, file).sha256)
+    check, digest = tried(kind, manifest, lambda file: read(FetchedManifest, file).sha256)
     if check.state == "differs":
         return [check]
     return [] if digest is None else [Hash(kind, path, digest, manifest)]
@@ -152,7 +124,7 @@ def _archives(suite: Suite, data: Path, datasets: Iterable[str]) -> Iterator[Has
     """Archives and encoder weights, by params; archives also by the manifest of what was prepared from them."""
     for name in datasets:
         manifest = Data(data).prepared(name).manifest
-        _, recorded = _tried("prepared", manifest, lambda path: read(PreparedManifest, path).archives)
+        _, recorded = tried("prepared", manifest, lambda path: read(PreparedManifest, path).archives)
         for archive in suite.datasets[name].archives.values():
             path = Data(data).archives / archive.file
             yield from _declared(path, archive)
@@ -177,7 +149,7 @@ def _read_checksums(folder: Path) -> list[Hash]:
 def _published(suite: Suite, data: Path) -> Iterator[Hash | Check]:
     """Fetched split lists, by the manifests of the splits made of them."""
     for manifest in _split_manifests(suite, data):
-        _, hashes = _tried("splits", manifest, _read_files, data)
+        _, hashes = tried("splits", manifest, _read_files, data)
         yield from hashes or []
 
 
@@ -243,7 +215,7 @@ def _digest(job: tuple[Path, str]) -> str | None:
 def _compare(hashes: Collection[Hash]) -> list[Check]:
     """One check a file. Each is read once an algorithm, several at a time: hashing releases Python's lock."""
     known = [item for item in hashes if item.digest or item.says != PARAMS]
-    unknown = {item.path: _left_out(item.kind, item.path) for item in hashes}
+    unknown = {item.path: left_out(item.kind, item.path) for item in hashes}
     jobs = list(dict.fromkeys((item.path, item.algorithm) for item in known))
     watched = sys.stderr.isatty()
     with ThreadPoolExecutor() as pool:
@@ -269,16 +241,16 @@ def _compare(hashes: Collection[Hash]) -> list[Check]:
 
 def _splits(suite: Suite, data: Path, differing: Collection[Path]) -> Iterator[Check]:
     for manifest, needed in _split_manifests(suite, data).items():
-        check, name = _tried("splits", manifest, _read_dataset, suite)
+        check, name = tried("splits", manifest, _read_dataset, suite)
         if needed is None and name is None:
             yield check
             continue
         prepared = Data(data).prepared(needed or name)
         unsound = any(path.parent in (prepared.folder, prepared.lists) for path in differing)
         if unsound or not prepared.lists.is_dir():
-            yield _left_out("splits", manifest)
+            yield left_out("splits", manifest)
         else:
-            check, _ = _tried(
+            check, _ = tried(
                 "splits", manifest, lambda path, prepared: splits.check(path.parent, prepared.folder), prepared
             )
             yield check
@@ -307,77 +279,15 @@ def _check_evaluation(path: Path, suite: Suite, results: Path, spec: RunSpec) ->
         raise UserError(path, f"{labels[1][c]} pixels of class {c} in last.confusion", f"{labels[0][c]} as in best")
 
 
-def _tables(suite: Suite, results: Path, sound: Collection[str], again: Path) -> Iterator[Check]:
-    """Cells and tables against those made again from the evaluations, into the folder `again`, byte by byte."""
-    there, made = Results(results), Results(again)
-    for table in (None, *suite.tables):
-        part = suite if table is None else suite_of_table(suite, table)
-        pairs = [(folder.cells(table), folder.comparisons(table)) for folder in (there, made)]
-        files = list(zip(*pairs, strict=True))
-        if table is not None:
-            views = there.table(table), made.table(table)
-            files += [(views[0].with_suffix(end), views[1].with_suffix(end)) for end in (".csv", ".md", ".tex")]
-        else:
-            files += [(there.gains, made.gains), (there.claims, made.claims)]
-        if not _runs(part) <= set(sound):
-            yield from (_left_out("tables", file) for file, _ in files)
-            continue
-        write_cells(part, results, made.cells(table))
-        write_comparisons(part, results, made.comparisons(table))
-        if table is None:
-            write_gains(suite, results, made.gains)
-            write_claims(suite, results, made.claims)
-        else:
-            write_table(made.cells(table), suite.tables[table], table, suite.params, made.table(table))
-        for file, expected in files:
-            check, _ = _tried("tables", file, _check_same, expected)
-            yield check
-
-
-def _figures(suite: Suite, results: Path, sound: Collection[str], again: Path) -> Iterator[Check]:
-    """Figures of numbers and the page against those made again beside the cells in `again`, byte by byte.
-
-    Figures of predictions would take the networks, and pixels that differ with the machine: they are left out.
-    """
-    for name, params in suite.figures.items():
-        stem = Results(Path()).figure(name)
-        files = [stem.with_name(name + suffix) for suffix in METADATA]
-        if params.table is None or not _runs(suite_of_table(suite, params.table)) <= set(sound):
-            yield from (_left_out("figures", results / file) for file in files)
-            continue
-        if any((results / file).exists() for file in files):
-            draw_numbers(suite, name, again / stem, results, Results(again).cells(params.table))
-        for file in files:
-            check, _ = _tried("figures", results / file, _check_drawn, again / file)
-            yield check
-    page, expected = Results(results).page, Results(again).page
-    if not _runs(suite) <= set(sound):
-        yield _left_out("figures", page)
-        return
-    write_page(suite, results, Results(again).cells(), expected)
-    check, _ = _tried("figures", page, _check_same, expected)
-    yield check
-
-
-def _runs(suite: Suite) -> set[str]:
-    """The runs that the suite's cells show."""
-    return {run for cell in suite.cells for run in cell.runs}
-
-
-def _check_drawn(path: Path, again: Path) -> None:
-    """Raise UserError unless both files hold the same bytes."""
-    if (found := sha256(path)) != (expected := sha256(again)):
-        raise UserError(path, f"sha256 {found}", f"{expected}, drawn again by matplotlib {matplotlib.__version__}")
-
-
-def _check_same(path: Path, again: Path) -> None:
-    """Raise UserError, showing the first line that differs, unless both files hold the same bytes."""
-    contents = [file.read_bytes().decode(errors="replace").splitlines(keepends=True) for file in (path, again)]
-    for number, (found, expected) in enumerate(zip_longest(*contents, fillvalue=""), start=1):
-        if found != expected:
-            first = next((i for i, (a, b) in enumerate(zip(found, expected, strict=False)) if a != b), 0)
-            part = slice(max(0, first - 30), first + 30)
-            raise UserError(path, f"line {number}: …{found[part]!r}", f"…{expected[part]!r}")
+def _check_images(suite: Suite, results: Path, run: str) -> tuple[Check, bool]:
+    """The outcome for images.npz, and whether what it says of the run's classes is known: it may say nothing."""
+    done, folder = read_run(suite, results, run), Results(results).run(run)
+    try:
+        found = read_images(folder, done)
+    except UserError as error:
+        return Check("runs", folder.images, "differs", error.found, error.expected), False
+    check = left_out("runs", folder.images) if found is None else Check("runs", folder.images)
+    return check, found is not None or done.evaluation.images_sha256 is None
 
 
 def render(checks: Collection[Check], console: Console) -> None:

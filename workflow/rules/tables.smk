@@ -10,6 +10,7 @@ rule cells:
         f"{RESULTS}/comparisons.csv",
         f"{RESULTS}/gains.csv",
         f"{RESULTS}/claims.csv",
+        f"{RESULTS}/classes.csv",
         f"{RESULTS}/metrics.json",
         f"{RESULTS}/curves.csv",
         f"{RESULTS}/made/cells.json",

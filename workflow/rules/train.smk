@@ -21,6 +21,7 @@ rule train:
         ),
         f"{RESULTS}/runs/{{run}}/weights.pt",
         f"{RESULTS}/runs/{{run}}/evaluation.json",
+        f"{RESULTS}/runs/{{run}}/images.npz",
         f"{RESULTS}/runs/{{run}}/made.json",
     log:
         f"logs/{suite.scale}/train/{{run}}.log",

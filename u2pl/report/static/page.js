@@ -88,7 +88,7 @@ function show(cell) {
     facts(cell),
     make("h3", {}, runs.length === 1 ? "Seed" : "Seeds"), seeds(runs),
     make("h3", {}, `Validation mIoU by epoch (%), ${runs[0].validated}`), curves(runs), ...diagnostics(runs),
-    make("h3", {}, `IoU by class (%), ${cell.checkpoint} epoch`), classes(cell, runs),
+    make("h3", {}, `IoU by class (%), ${cell.checkpoint} epoch`), ...classes(cell, runs),
     make("h3", {}, "Settings that differ from the paper preset"), departures(runs[0].departures),
     make("h3", {}, "Make it again"), ...command(cell.command),
   );
@@ -102,7 +102,8 @@ function facts(cell) {
   const difference = cell.paper === null ? null : cell.mean - cell.paper;
   const entries = [
     ["ours", percent(cell.mean) + (cell.std === null ? "" : ` ± ${percent(cell.std)}`)],
-    ["interval", interval],
+    ["interval over seeds", interval],
+    ["interval over images, one network", range(cell.intervals[0].slice(2))],
     ["paper", cell.paper === null ? null : percent(cell.paper)],
     ["difference", difference === null ? null : (difference < 0 ? "−" : "+") + percent(Math.abs(difference))],
     ["verdict", cell.verdict && make("span", { class: "verdict", "data-verdict": cell.verdict }, cell.verdict)],
@@ -173,15 +174,27 @@ function curves(runs, of = (run) => run.curve) {
   return svg;
 }
 
+const range = ([low, high]) => (low === null || high === null ? null : `${percent(low)} to ${percent(high)}`);
+
+// per class the interval over seeds and, beside it, the one over images: two questions, never one bar
 function classes(cell, runs) {
+  const over = [
+    ["seeds", "t interval of the mean", "one seed, or seeds that are equal"],
+    ["images", `bootstrap over ${cell.images} validation images, one network: seed ${runs[0].seed}`, "no images.npz"],
+  ].map(([name, what, why], at) => ({ name, at, what: cell.intervals.some((ends) => ends[2 * at] !== null) ? `95 % ${what}` : `none: ${why}` }));
+  const note = make("p", { class: "muted" }, over.map(({ name, what }) => `Over ${name}: ${what}.`).join(" "));
   const list = make("ol", { class: "classes" });
   data.classes[runs[0].dataset].forEach(([name, colour], index) => {
     const values = runs.map((run) => run.scores[cell.checkpoint].iou[index] ?? null).filter((value) => value !== null);
     const mean = values.length ? values.reduce((a, b) => a + b) / values.length : null;
     const bar = make("b", { "aria-hidden": "true" }, make("span", { style: `width: ${mean ?? 0}%` }));
-    list.append(make("li", {}, make("i", { style: `background: ${colour}` }), make("span", {}, name), bar, make("data", {}, percent(mean))));
+    list.append(make("li", {}, make("i", { style: `background: ${colour}` }), make("span", {}, name), bar, make("data", {}, percent(mean)),
+      ...over.map(({ name, at }) => {
+        const ends = range(cell.intervals[index + 1].slice(2 * at, 2 * at + 2));
+        return ends && make("small", {}, `${name} ${ends}`);
+      }).filter(Boolean)));
   });
-  return list;
+  return [note, list];
 }
 
 function departures(settings) {
