@@ -64,6 +64,17 @@ def test_the_table_holds_what_the_evaluations_say(finished):
     assert "synthetic" in (finished / "results/demo/tables/small.tex").read_text()
 
 
+def test_the_classes_are_those_of_the_evaluations_and_of_each_image(finished):
+    classes = pd.read_csv(finished / "results/demo/classes.csv")
+    assert len(classes) == 2 * 22 and set(classes["images"]) == {8} and classes["image_low"].notna().any()
+    for run, rows in zip(RUNS, (classes[:22], classes[22:]), strict=True):
+        best = json.loads((finished / run / "evaluation.json").read_text())["best"]
+        expected = [best["miou"], *(np.nan if value is None else value for value in best["iou"])]
+        np.testing.assert_allclose(rows["mean"].to_numpy(float), expected)
+        with np.load(finished / run / "images.npz") as file:
+            assert int(file["best.pixels"].sum()) == np.sum(best["confusion"])
+
+
 def test_figures_and_the_page_are_made_of_the_runs(finished):
     made = {path.name for path in (finished / "results/demo/figures").iterdir()}
     assert made == {f"{name}.{kind}" for name in (*FIGURES, "comparison_small") for kind in ("pdf", "png")}
