@@ -235,11 +235,13 @@ def test_a_table_and_a_row_are_yaml_edits(params):
     shutil.copy(params / "params/tables/table5.yaml", params / "params/tables/mine.yaml")
     row = {"title": "no contrast", "method": "u2pl", "overrides": {"contrastive_weight": 0.0}, "paper": [None, None]}
     edit(params / "params/tables/mine.yaml", lambda v: v["rows"].append(row))
-    assert set(load_suite("paper", params).runs) == before, "a scale that lists its tables runs those alone"
-    edit(params / "params/scales/paper.yaml", lambda v: v["tables"].append("mine"))
     after = set(load_suite("paper", params).runs)
     assert before < after and len(after - before) == 2 * 3
     assert "pascal_blender-1323-u2pl-contrastive_weight=0.0-seed0" in after
+    # A scale that lists its tables runs those alone, and others not those on request.
+    assert not any("contrastive_weight=0.0" in run for run in load_suite("demo", params).runs)
+    edit(params / "params/tables/mine.yaml", lambda v: v.update(on_request=True))
+    assert set(load_suite("paper", params).runs) == before
 
 
 def test_departures_lead_back_to_the_paper():

@@ -166,7 +166,6 @@ def test_the_name_of_a_table_or_scale_becomes_files_and_words(params: Path, name
     shutil.copy(folder / "scales/demo.yaml", folder / "scales" / f"{name}.yaml")
     assert repr(name) in refused(params, name)
     shutil.copy(folder / "tables/table1.yaml", folder / "tables" / f"{name}.yaml")
-    put(params, "scales/paper.yaml", "tables", [name])
     assert repr(name) in refused(params, "paper")
 
 

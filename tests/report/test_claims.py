@@ -14,7 +14,7 @@ from scipy import stats
 from u2pl.experiments.schema import Claim
 from u2pl.experiments.suite import Suite
 from u2pl.files import write_json
-from u2pl.report.claims import COLUMNS, holm, tested, write_claims
+from u2pl.report.claims import COLUMNS, holm, outcomes, write_claims
 
 SEEDS = 5
 Make = Callable[[int], Suite]
@@ -54,7 +54,7 @@ def test_a_claim_is_a_paired_t_test_in_each_column(suite_of_seeds: Make, tmp_pat
     worse = {"1/8": list(lists), "1/4": list(lists + 3)}
     better = {name: list(np.array(v) + rng.normal(2, 0.5, SEEDS)) for name, v in worse.items()}
     suite = claimed(suite_of_seeds(SEEDS), tmp_path, better, worse)
-    found = tested(suite, tmp_path)
+    found = outcomes(suite, tmp_path)
     assert list(found.columns) == COLUMNS and len(found) == 2
     for fraction, row in found.set_index("fraction").iterrows():
         a, b = (np.array(v[str(fraction)]) for v in (better, worse))
@@ -80,7 +80,7 @@ def test_what_fails_is_said_to(suite_of_seeds: Make, tmp_path: Path, shift: floa
     worse = {"1/8": [50.0, 52, 48, 55, 51], "1/4": [60.0, 62, 61, 65, 61]}
     better = {name: list(np.array(v) + shift + noise) for name, v in worse.items()}
     suite = claimed(suite_of_seeds(SEEDS), tmp_path, better, worse)
-    assert set(tested(suite, tmp_path)["holds"]) == {holds}
+    assert set(outcomes(suite, tmp_path)["holds"]) == {holds}
 
 
 def test_without_claims_there_are_columns_alone(suite: Suite, tmp_path: Path) -> None:

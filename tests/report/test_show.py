@@ -387,9 +387,9 @@ def test_what_is_not_made_is_no_failure(
 
 def test_runs_of_other_params_data_or_lists_are_named() -> None:
     runs = {str(path / "run.json") for path in RUN.parent.iterdir()}
-    with edited(Path("params/scales/tiny.yaml"), lambda data: data.replace(b"lr: 0.02", b"lr: 0.03")):
+    with edited(Path("params/scales/tiny.yaml"), lambda data: data.replace(b"lr: 0.01", b"lr: 0.03")):
         found = those("differs")
-        assert set(found) == runs and {check.found for check in found.values()} == {"recipe.lr = 0.02"}
+        assert set(found) == runs and {check.found for check in found.values()} == {"recipe.lr = 0.01"}
         assert {check.expected for check in found.values()} == {"0.03 of today's params"}
     with edited(DATA / "pascal/manifest.json", lambda data: data + b" "):
         found = those("differs")

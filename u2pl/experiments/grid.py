@@ -186,7 +186,10 @@ def _grid(
     for name in params.tables or known:
         path = pick(known, name, f"{folder / 'scales' / scale}.yaml: tables")
         check_name(STEM, name, path.parent)
-        table = tables[path.stem] = validate(Table, read_yaml(path), path)
+        table = validate(Table, read_yaml(path), path)
+        if table.on_request and params.tables is None:
+            continue
+        tables[path.stem] = table
         for number, row in enumerate(table.rows):
             for column, paper in zip(table.columns, row.paper, strict=True):
                 labelled = _labelled(column, path, protocols)

@@ -291,6 +291,7 @@ class Table(Strict):
     caption: Caption
     columns: Annotated[list[Column], Field(min_length=1)]
     rows: Annotated[list[Row], Field(min_length=1)]
+    on_request: bool = False  # of scales that list it alone
     claims: list[Claim] = []  # stated before the runs that test them: results/<scale>/claims.csv
 
     @model_validator(mode="after")
@@ -359,7 +360,7 @@ class Scale(Strict):
     title: Text
     synthetic: bool
     seeds: Annotated[list[Seed], Field(min_length=1), AfterValidator(each_once)]
-    # those it runs; null: all
+    # those it runs; null: all but those on request
     tables: Annotated[list[str], Field(min_length=1), AfterValidator(each_once)] | None = None
     equivalence_margin: Annotated[float, Field(gt=0)] = 1.0  # mIoU; a smaller difference from the paper's is none
     # the runs that results/baselines/<scale>.csv holds; null: all

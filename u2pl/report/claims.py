@@ -28,7 +28,7 @@ def holm(ps: Sequence[float]) -> list[float]:
     return adjusted
 
 
-def tested(suite: Suite, results: Path) -> pd.DataFrame:
+def outcomes(suite: Suite, results: Path) -> pd.DataFrame:
     """Each claim of the suite's tables, column by column: the mean of the paired differences better - worse, in % mIoU.
 
     Pairs are of one seed and so of one labelled list. `low` to `high` is the t interval at 1 - ALPHA, `p` that of the
@@ -60,6 +60,6 @@ def tested(suite: Suite, results: Path) -> pd.DataFrame:
 
 
 def write_claims(suite: Suite, results: Path, target: Path) -> None:
-    """Write `tested(suite, results)` to the CSV file `target`, atomically."""
+    """Write `outcomes(suite, results)` to the CSV file `target`, atomically."""
     with atomic_path(target) as temporary:
-        tested(suite, results).to_csv(temporary, index=False, lineterminator="\n")
+        outcomes(suite, results).to_csv(temporary, index=False, lineterminator="\n")
