@@ -9,6 +9,7 @@ import numpy as np
 import pandas as pd
 
 from u2pl.errors import UserError
+from u2pl.experiments.records import Scores
 from u2pl.experiments.suite import Suite
 from u2pl.files import atomic_path
 from u2pl.folders import Results
@@ -62,11 +63,12 @@ class Classes:
             if len(found.iou) != (expected := len(names or scores[0].iou)):
                 path = Results(self._results).run(run).evaluation
                 raise UserError(path, f"{len(found.iou)} IoUs", f"{expected} classes")
+        by_class = [_iou(found) for found in scores]
         over_images = self._bootstrap(runs[0], checkpoint)
         common = {"images": over_images.images if over_images else 0, "image_run": runs[0]}
         rows = []
         for index in range(-1, len(scores[0].iou)):
-            values = [found.miou if index < 0 else found.iou[index] for found in scores]
+            values = [s.miou if index < 0 else iou[index] for s, iou in zip(scores, by_class, strict=True)]
             sample = Sample.of([value for value in values if value is not None])
             low, high = sample.interval
             ends = [math.nan] * 2
@@ -89,6 +91,14 @@ class Classes:
             images = read_images(Results(self._results).run(run), self._run(run))
             self._bootstraps[key] = bootstrap(images.counts[checkpoint]) if images else None
         return self._bootstraps[key]
+
+
+def _iou(scores: Scores) -> list[float | None]:
+    """IoU in percent, None for a class that occurs nowhere; of the matrix: recorded digits may be off by rounding."""
+    counts = np.array(scores.confusion, dtype=np.int64)
+    union = counts.sum(0) + counts.sum(1) - counts.diagonal()
+    pairs = zip(counts.diagonal().tolist(), union.tolist(), strict=True)
+    return [100 * hits / size if size else None for hits, size in pairs]
 
 
 def collect_classes(suite: Suite, results: Path) -> pd.DataFrame:
