@@ -14,7 +14,7 @@ from made import evaluation, record
 from u2pl.experiments import load_suite
 from u2pl.experiments.plan import Plan, plan
 from u2pl.files import write_json
-from u2pl.report.cells import write_cells
+from u2pl.report.cells import write_cells, write_comparisons
 from u2pl.report.tables import write_table
 
 PARAMS = Path("params")
@@ -50,12 +50,14 @@ def test_table_building(compare_time: Any, tmp_path: Path) -> None:
         write_json(tmp_path / "runs" / run / "evaluation.json", evaluation(miou + 1, miou, classes=21))
         write_json(tmp_path / "runs" / run / "run.json", record(run))
     ours, plain = tmp_path / "ours", tmp_path / "plain"
+    sources = tmp_path / "cells.csv", tmp_path / "comparisons.csv"
     plain.mkdir()
 
     def suite() -> None:
-        write_cells(suite_, tmp_path, tmp_path / "cells.csv")
+        write_cells(suite_, tmp_path, sources[0])
+        write_comparisons(suite_, tmp_path, sources[1])
         for name, table in suite_.tables.items():
-            write_table(tmp_path / "cells.csv", table, name, suite_.params, ours / name)
+            write_table(*sources, table, name, suite_.params, ours / name)
 
     def straight_line() -> None:
         for name in suite_.tables:

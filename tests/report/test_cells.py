@@ -246,6 +246,58 @@ def test_an_enlarged_baseline_is_dunnetts_control(suite: Suite, results: Path) -
     assert np.isnan(found.loc["1/4", "dunnett_p"])
 
 
+def enlarged(suite: Suite, results: Path, values: dict[str, list[float]], control: int) -> Suite:
+    """One column: a row of `values` for each key, the first of which is the baseline of `control` seeds."""
+    first = next(cell for cell in suite.cells if (cell.method, cell.fraction) == ("suponly", "1/8"))
+    cells = []
+    for row, scores in values.items():
+        runs = [f"blender-8-{row}-seed{seed}" for seed in range(len(scores))]
+        for run, value in zip(runs, scores, strict=True):
+            write_json(results / "runs" / run / "evaluation.json", evaluation(best=value, last=value / 2))
+            write_json(results / "runs" / run / "run.json", record(run))
+        cells.append(first.model_copy(update={"row": row, "runs": runs}))
+    assert len(cells[0].runs) == control
+    return suite.model_copy(update={"cells": cells})
+
+
+def test_dunnetts_p_and_intervals_are_those_of_the_largest_t_in_numpy(suite: Suite, results: Path) -> None:
+    """Twelve seeds against four rows of three: max |t| of correlated differences, drawn by its definition."""
+    rng = np.random.default_rng(11)
+    control = [float(value) for value in 60 + rng.standard_normal(12)]
+    rows = {f"row{i}": [float(value) for value in 60.7 + i / 2 + rng.standard_normal(3)] for i in range(4)}
+    found = compare(enlarged(suite, results, {"control": control, **rows}, 12), results)
+    found = found[found["against"] == "control"].set_index("row")
+    df = 11 + 4 * 2
+    pooled = sum(np.var(v, ddof=1) * (len(v) - 1) for v in [control, *rows.values()]) / df
+    draws = 400_000
+    shared = rng.standard_normal(draws) / np.sqrt(12)
+    gaps = [np.abs(rng.standard_normal(draws) / np.sqrt(3) - shared) for _ in rows]
+    largest = np.max(gaps, axis=0) / np.sqrt(rng.chisquare(df, draws) / df) / np.sqrt(1 / 3 + 1 / 12)
+    error, critical = np.sqrt(pooled * (1 / 3 + 1 / 12)), np.quantile(largest, 0.95)
+    for row, values in rows.items():
+        difference = np.mean(values) - np.mean(control)
+        ends = [difference - critical * error, difference + critical * error]
+        np.testing.assert_allclose(found.loc[row, ["dunnett_low", "dunnett_high"]].astype(float), ends, atol=0.02)
+        assert found.loc[row, "dunnett_p"] == pytest.approx(np.mean(largest > abs(difference) / error), abs=0.005)
+
+
+def test_another_checkpoint_of_the_baselines_trainings_is_not_in_its_family(suite: Suite, results: Path) -> None:
+    """Dunnett's test takes values for independent: one row is left, whose test is that of two samples."""
+    control, other = [50.0, 52.0, 51.0, 53.5], [55.0, 58.0]
+    part = enlarged(suite, results, {"control": control, "other": other}, 4)
+    last = part.cells[0].model_copy(update={"row": "last", "checkpoint": "last", "runs": part.cells[0].runs[:2]})
+    found = compare(part.model_copy(update={"cells": [*part.cells, last]}), results)
+    found = found[found["against"] == "control"].set_index("row")
+    assert found.loc["other", "dunnett_p"] == pytest.approx(stats.ttest_ind(other, control).pvalue, abs=1e-3)
+    assert np.isnan(found.loc["last", "dunnett_p"]) and found.loc["last", "difference"] == pytest.approx(-25.5)
+
+
+def test_cells_of_an_earlier_version_say_how_they_are_written_anew(suite: Suite, results: Path) -> None:
+    collect(suite, results).drop(columns=["q", "lists"]).to_csv(results / "cells.csv", index=False)
+    with pytest.raises(UserError, match=r"cells\.csv: found no column q, lists, expected .* `u2pl cells` writes it"):
+        read_cells(results / "cells.csv")
+
+
 def test_verdicts_are_conditional_on_a_list_that_is_not_the_papers() -> None:
     suite = load_suite("paper", Path(__file__).parents[2])
     rows = {cell.row: cell for cell in suite.cells if cell.table == "divergences"}

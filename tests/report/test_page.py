@@ -168,6 +168,51 @@ def test_a_caption_is_no_markup(site: Path, suite: Suite, tmp_path: Path) -> Non
     assert "a &lt; b &amp; &lt;i&gt;c&lt;/i&gt;" in (tmp_path / "p.html").read_text()
 
 
+def test_notes_say_how_to_take_the_verdicts_and_whose_lists(site: Path, suite: Suite, tmp_path: Path) -> None:
+    cells = pd.read_csv(site / "cells.csv", keep_default_na=False)
+    place = (cells["table"] == "table4") & (cells["row"] == "All")
+    cells.loc[place, "verdict"], cells.loc[place, "lists"] = "conditional on this list", "one list of cps"
+    cells.to_csv(tmp_path / "cells.csv", index=False)
+    write_page(suite, site, tmp_path / "cells.csv", site / "classes.csv", tmp_path / "page.html")
+    said = [
+        re.findall(r'class="notes">(.*?)</p>', f.read_text()) for f in (site / "index.html", tmp_path / "page.html")
+    ]
+    assert all("one draw" in notes for page in said for notes in page)
+    assert ["share one list" in " ".join(page) for page in said] == [False, True]
+    plain, changed = (next(notes for notes in page if "Quoted" not in notes) for page in said)
+    assert "redrawn with each seed." in plain and "redrawn with each seed in Unreliable, Reliable." in changed
+
+
+def test_moderated_verdicts_and_q_are_in_the_details(site: Path, suite: Suite, tmp_path: Path) -> None:
+    cells = pd.read_csv(site / "cells.csv", keep_default_na=False)
+    at = cells.index[cells["verdict"] == "reproduced"][0]
+    known = {"moderated_low": 49.5, "moderated_high": 51.25, "moderated_verdict": "inconclusive", "q": 0.125}
+    for name, value in known.items():
+        cells[name] = cells[name].astype(object)
+        cells.loc[at, name] = value
+    cells.to_csv(tmp_path / "cells.csv", index=False)
+    write_page(suite, site, tmp_path / "cells.csv", site / "classes.csv", tmp_path / "index.html")
+    shown = [c for c in embedded(tmp_path)["cells"] if c["moderated_verdict"] is not None]
+    assert [{name: cell[name] for name in known} for cell in shown] == [known], "one seed has nothing to moderate"
+
+
+def test_of_a_tie_none_is_bold(site: Path, suite: Suite, tmp_path: Path) -> None:
+    cells = pd.read_csv(site / "cells.csv", keep_default_na=False)
+    own = cells[(cells["table"] == "table4") & (cells["fraction"] == "1/8")].index
+    cells.loc[own, "mean"] = ["50.004", "50.001", "40"]  # printed as 50.00 twice
+    cells.to_csv(tmp_path / "cells.csv", index=False)
+    write_page(suite, site, tmp_path / "cells.csv", site / "classes.csv", tmp_path / "index.html")
+    best = {
+        fraction: [
+            c["best"]
+            for c in embedded(tmp_path)["cells"]
+            if c["table"] == "table4" and c["column"].startswith(fraction)
+        ]
+        for fraction in ("1/8", "1/4")
+    }
+    assert best["1/8"] == [False] * 3 and sum(best["1/4"]) == 1
+
+
 def test_synthetic_data_are_said_once_and_have_no_verdicts(site: Path, suite: Suite, tmp_path: Path) -> None:
     synthetic = suite.model_copy(update={"params": suite.params.model_copy(update={"synthetic": True})})
     write_page(synthetic, site, site / "cells.csv", site / "classes.csv", tmp_path / "page.html")
@@ -395,7 +440,9 @@ def test_only_tables_scroll_sideways(page: Page, site: Path, width: int) -> None
 def test_copied_and_reconstructed_numbers_are_marked_and_explained(page: Page, site: Path) -> None:
     notes = page.js("document.querySelector('#table2 .notes').textContent")
     assert "† Quoted" in notes and "‡ They copied CCT, GCT, AEL from Table 2 of the AEL paper" in notes
-    assert "§ Reconstructed" in notes and page.js("document.querySelector('#table4 .notes')") is None
+    assert "§ Reconstructed" in notes
+    other = page.js("document.querySelector('#table4 .notes').textContent")
+    assert "itself one draw" in other and "Quoted" not in other and "Reconstructed" not in other
     (cell,) = (c for c in embedded(site)["cells"] if (c["row"], c["column"]) == ("CPS", "1/16 (3)"))
     assert "Reconstructed" in cell["remark"] and "copied its number from the CPS paper" in cell["remark"]
     page.js(f"document.querySelector('[data-cell=\"{cell['number']}\"]').click()")

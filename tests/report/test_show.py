@@ -22,6 +22,7 @@ from made import scores
 from u2pl.cli.main import main
 from u2pl.experiments import load_suite, published_list
 from u2pl.experiments.confusions import read_confusions, write_confusions
+from u2pl.report.cells import read_cells, write_cells
 from u2pl.report.checks import Check
 from u2pl.report.classes import read_classes, write_classes
 from u2pl.report.verify import verify
@@ -537,6 +538,35 @@ def test_a_verdict_is_told_with_its_numbers(capsys: pytest.CaptureFixture[str]) 
     assert "interval 24.59 to 75.41 % over seeds (95 % t interval of the mean) images none" in text
     assert "no images.npz" in text and "writes it paper 54.92 %" in text
     assert "verdict inconclusive at a margin of 1 mIoU; ours minus the paper's -4.92, the interval holds the" in text
+
+
+def test_a_cell_shows_what_depends_on_the_others_as_cells_csv_has_it(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """As if on the paper's data; without the run of another cell, what depends on it is not known."""
+    real = lambda data: data.replace(b"synthetic: true", b"synthetic: false")  # noqa: E731
+    names = ["p", "q", "moderated_std", "moderated_low", "moderated_high"]
+    with edited(Path("params/scales/tiny.yaml"), real):
+        suite = load_suite("tiny")
+        write_cells(suite, RESULTS, tmp_path / "cells.csv")
+        (row,) = (
+            line
+            for line in read_cells(tmp_path / "cells.csv").to_dict("records")
+            if (line["row"], line["protocol"]) == ("SupOnly", "pascal_classic")
+        )
+        arguments = ["show", "small", "SupOnly", SECOND_COLUMN, "--scale", "tiny"]
+        assert call(*arguments, "--json") == 0
+        cell = json.loads(capsys.readouterr().out)["cell"]
+        assert {n: cell[n] for n in names} == pytest.approx({n: None if row[n] != row[n] else row[n] for n in names})
+        assert (cell["moderated_verdict"], cell["lists"]) == (row["moderated_verdict"], row["lists"])
+        assert cell["q"] is not None
+        assert call(*arguments) == 0
+        assert f"q {row['q']:.3f} over the cells of small" in words(capsys.readouterr().out)
+        other = next(run for run in suite.runs if run.startswith("pascal_blender"))
+        with without(RESULTS / "runs" / other / "run.json", tmp_path / "run.json"):
+            assert call(*arguments, "--json") == 0
+            alone = json.loads(capsys.readouterr().out)["cell"]
+    assert alone["p"] == cell["p"] and {alone[n] for n in names[1:]} == {None} and alone["moderated_verdict"] == ""
 
 
 def test_a_quoted_cell_says_so(capsys: pytest.CaptureFixture[str]) -> None:

@@ -10,15 +10,17 @@ from pathlib import Path
 import pandas as pd
 import pytest
 from made import evaluation, record
+from scipy import stats
 
 from u2pl.errors import UserError
 from u2pl.experiments import load_suite
 from u2pl.experiments.schema import Table
 from u2pl.experiments.suite import Suite
 from u2pl.files import write_json
-from u2pl.report.cells import read_cells, write_cells
+from u2pl.report.cells import read_cells, write_cells, write_comparisons
+from u2pl.report.dunnett import Comparison, notes
 from u2pl.report.latex import SYMBOLS, escape
-from u2pl.report.tables import best_of, write_table
+from u2pl.report.tables import MARKS, best_of, write_table
 
 ROOT = Path(__file__).parents[2]
 DOCUMENT = "\\documentclass{article}\n\\usepackage{booktabs,graphicx,siunitx}\n\\begin{document}\n%s\n\\end{document}\n"
@@ -26,9 +28,10 @@ DOCUMENT = "\\documentclass{article}\n\\usepackage{booktabs,graphicx,siunitx}\n\
 
 def write(suite: Suite, results: Path) -> Path:
     """Write the suite's table and return its stem."""
-    source, stem = results / "cells.csv", results / "tables/table2"
-    write_cells(suite, results, source)
-    write_table(source, suite.tables["table2"], "table2", suite.params, stem)
+    cells, comparisons, stem = results / "cells.csv", results / "comparisons.csv", results / "tables/table2"
+    write_cells(suite, results, cells)
+    write_comparisons(suite, results, comparisons)
+    write_table(cells, comparisons, suite.tables["table2"], "table2", suite.params, stem)
     return stem
 
 
@@ -142,6 +145,101 @@ def test_nothing_is_said_where_the_authors_measured_all(suite: Suite, results: P
     assert not any(word in text for word in ("authors", "copied", "Reconstructed", "Quoted", "†", "‡", "§"))
 
 
+def test_the_caption_says_whose_lists_and_whether_verdicts_depend_on_them(
+    suite_on_real_data: Suite, results: Path
+) -> None:
+    """U2PL on CPS's list, SupOnly on lists redrawn with each seed; then all on the authors' lists."""
+    paper = load_suite("paper", ROOT)
+    example = {spec.settings.split_source: spec for spec in paper.runs.values() if spec.protocol == "pascal_blender"}
+    assert set(example) == {"u2pl", "cps", "drawn"}
+
+    def of(sources: dict[str, str]) -> Suite:
+        specs = {run: example[sources[cell.method]] for cell in suite_on_real_data.cells for run in cell.runs}
+        return suite_on_real_data.model_copy(update={"runs": specs})
+
+    text = write(of({"suponly": "drawn", "u2pl": "cps"}), results).with_suffix(".md").read_text(encoding="utf-8")
+    assert "No verdict where all seeds share one list that is not the paper's" in text
+    assert "The labelled list is redrawn with each seed in SupOnly." in text and "itself one draw" in text
+    frame = pd.read_csv(results / "tables/table2.csv", keep_default_na=False).set_index("row")
+    assert frame.loc["None", "1/8 (8) verdict"] == frame.loc["None", "1/8 (8) moderated verdict"]
+    assert frame.loc["None", "1/8 (8) verdict"] == "conditional on this list"
+    plain = write(of({"suponly": "u2pl", "u2pl": "u2pl"}), results).with_suffix(".md").read_text(encoding="utf-8")
+    assert "share one list" not in plain and "redrawn" not in plain and "itself one draw" in plain
+
+
+def test_q_and_moderated_verdicts_stand_beside_the_plain_ones(suite_on_real_data: Suite, results: Path) -> None:
+    stem = write(suite_on_real_data, results)
+    frame = pd.read_csv(stem.with_suffix(".csv"), keep_default_na=False).set_index("row")
+    cells = read_cells(results / "cells.csv")
+    (cell,) = cells[(cells["row"] == "None") & (cells["fraction"] == "1/8")].to_dict("records")
+    for name in ("p", "q", "moderated_low", "moderated_high"):
+        assert float(frame.loc["None", f"1/8 (8) {name.replace('_', ' ')}"]) == cell[name]
+    # the cell of equal seeds has no variance to moderate, and the one without a number no verdict
+    judged = cells[cells["moderated_low"].notna() & cells["paper"].notna()]["moderated_verdict"]
+    counts = [f"{count} {verdict}" for verdict in MARKS if (count := list(judged).count(verdict))]
+    assert f"(Smyth 2004): {', '.join(counts)}." in stem.with_suffix(".md").read_text(encoding="utf-8")
+
+
+def enlarge(suite: Suite, results: Path, rest: int) -> Suite:
+    """Four seeds of SupOnly at 1/8, and `rest` of U2PL."""
+    for seed, value in enumerate([50.0, 52.0, 51.0, 53.5]):
+        run = results / f"runs/blender-8-suponly-seed{seed}"
+        write_json(run / "evaluation.json", evaluation(best=value, last=1.0))
+        write_json(run / "run.json", record(run.name))
+    seeds = {"suponly": 4, "u2pl": rest}
+    cells = [
+        cell.model_copy(update={"runs": [f"blender-8-{cell.method}-seed{seed}" for seed in range(seeds[cell.method])]})
+        if cell.fraction == "1/8" and cell.runs
+        else cell
+        for cell in suite.cells
+    ]
+    return suite.model_copy(update={"cells": cells})
+
+
+def test_comparisons_with_an_enlarged_first_row_stand_below_the_table(suite: Suite, results: Path) -> None:
+    """One row: Dunnett's test is the t test of two samples, which is done here by SciPy."""
+    stem = write(enlarge(suite, results, 2), results)
+    expected = stats.ttest_ind([55.125, 58.375], [50.0, 52.0, 51.0, 53.5])
+    low, high = expected.confidence_interval(0.95)
+    text = stem.with_suffix(".md").read_text(encoding="utf-8")
+    (line,) = [line for line in text.split("Against the first row")[1].splitlines() if "None" in line]
+    difference, left, right = map(float, re.findall(r"[+-]\d+\.\d+", line))
+    assert (difference, left, right) == pytest.approx((5.125, low, high), abs=0.03)
+    assert float(line.split("|")[3]) == pytest.approx(expected.pvalue, abs=0.0015)
+    assert line.endswith("|  |  |"), "the other column has no enlarged row"
+    said = "compared with SupOnly (4 seeds) by Dunnett's test, 1 at once"
+    tex = stem.with_suffix(".tex").read_text(encoding="utf-8")
+    assert said in text and said in tex and "n is too small: rows have as few as 2 seeds" in text
+    frame = pd.read_csv(stem.with_suffix(".csv"), keep_default_na=False).set_index("row")
+    assert float(frame.loc["None", "1/8 (8) dunnett p"]) == pytest.approx(expected.pvalue, abs=1e-3)
+    assert frame.loc["None", "1/4 (16) dunnett p"] == "" and frame.loc["SupOnly", "1/8 (8) dunnett p"] == ""
+
+
+def test_without_an_enlarged_row_dunnett_is_not_mentioned(suite: Suite, results: Path) -> None:
+    stem = write(suite, results)
+    assert not any("unnett" in stem.with_suffix(end).read_text(encoding="utf-8") for end in (".md", ".csv", ".tex"))
+
+
+def test_three_seeds_a_row_are_not_called_too_few() -> None:
+    three = {("a", 0): Comparison(3, -1.0, 2.0, 0.4), ("b", 0): Comparison(3, -0.5, 2.5, 0.2)}
+    (said,) = notes(three, "base", 12)
+    assert "base (12 seeds)" in said and "2 at once" in said and "up to 1.50 mIoU" in said
+    one = {("a", 0): Comparison(1, -1.0, 2.0, 0.4)}
+    assert "as few as 1 seed," in list(notes(one, "base", 4))[1]
+
+
+def test_comparisons_that_are_missing_or_old_are_named(suite: Suite, results: Path) -> None:
+    write(suite, results)
+    target = results / "comparisons.csv"
+    pd.read_csv(target).drop(columns="dunnett_p").to_csv(target, index=False)
+    arguments = suite.tables["table2"], "table2", suite.params, results / "tables/table2"
+    with pytest.raises(UserError, match=r"comparisons\.csv: found no column dunnett_p, expected .* `u2pl table`"):
+        write_table(results / "cells.csv", target, *arguments)
+    target.unlink()
+    with pytest.raises(UserError, match=r"comparisons\.csv: found no file"):
+        write_table(results / "cells.csv", target, *arguments)
+
+
 def test_of_a_tie_as_printed_none_is_best(suite: Suite, results: Path) -> None:
     for seed in (0, 1):
         source = results / f"runs/blender-8-suponly-seed{seed}/evaluation.json"
@@ -160,7 +258,9 @@ def test_a_cell_that_is_missing_is_named(suite: Suite, table: Table, results: Pa
     fewer = suite.model_copy(update={"cells": suite.cells[:-1]})
     write_cells(fewer, results, results / "cells.csv")
     with pytest.raises(UserError, match="0 cells for 'None' at blender 1/4"):
-        write_table(results / "cells.csv", table, "table2", suite.params, results / "tables/table2")
+        write_table(
+            results / "cells.csv", results / "comparisons.csv", table, "table2", suite.params, results / "tables/table2"
+        )
     assert not (results / "tables").exists()
 
 
@@ -239,10 +339,12 @@ def test_every_table_of_the_paper_compiles(scale: str, tmp_path: Path) -> None:
         miou, folder = 40 + number / 10, tmp_path / "runs" / run
         write_json(folder / "evaluation.json", evaluation(miou, miou))
         write_json(folder / "run.json", record(run))
-    write_cells(suite, tmp_path, tmp_path / "cells.csv")
+    cells, comparisons = tmp_path / "cells.csv", tmp_path / "comparisons.csv"
+    write_cells(suite, tmp_path, cells)
+    write_comparisons(suite, tmp_path, comparisons)
     sources = []
     for name, table in suite.tables.items():
-        write_table(tmp_path / "cells.csv", table, name, suite.params, tmp_path / "tables" / name)
+        write_table(cells, comparisons, table, name, suite.params, tmp_path / "tables" / name)
         sources.append((tmp_path / "tables" / f"{name}.tex").read_text(encoding="utf-8"))
         assert len(body(sources[-1])) == len(table.rows)
     compile_latex("\n".join(sources), tmp_path)

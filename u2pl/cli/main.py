@@ -150,7 +150,8 @@ def table(name: str, scale: Scale = "demo") -> None:
     with recorded(suite, "table", name):
         write_cells(part, results.folder, results.cells(name))
         write_comparisons(part, results.folder, results.comparisons(name))
-        write_table(results.cells(name), shown, name, suite.params, results.table(name))
+        sources = results.cells(name), results.comparisons(name)
+        write_table(*sources, shown, name, suite.params, results.table(name))
 
 
 @app.command()

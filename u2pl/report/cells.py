@@ -182,7 +182,8 @@ def compare(suite: Suite, results: Path) -> pd.DataFrame:
     row `against`, in percent, with the sample standard deviation of the `n` differences, their t interval and the `p`
     of the paired t test (NaN where no spread is known) and Benjamini-Hochberg's `q` over those of the table. Cells that
     show the same trainings are left out. Where the first row has more seeds than all others, as in Table D, `dunnett_p`
-    and the simultaneous interval compare each with it, unpaired, as many as they are (Dunnett 1955).
+    and the simultaneous interval compare each with it, unpaired, as many as they are (Dunnett 1955); rows that show
+    its trainings are left out of that.
 
     Raises UserError if a run is not finished or its files do not fit together.
     """
@@ -221,6 +222,8 @@ def compare(suite: Suite, results: Path) -> pd.DataFrame:
 
 def _dunnett(cells: list[Cell], miou: Miou) -> dict[str, dict[str, float]]:
     """Dunnett's p and simultaneous 1 - ALPHA interval of each row against an enlarged first row; else nothing."""
+    # The test takes all values for independent; another checkpoint of the first row's trainings is not.
+    cells = [cell for cell in cells if cell is cells[0] or not set(cell.runs) & set(cells[0].runs)]
     values = [[miou[run, cell.checkpoint] for run in cell.runs] for cell in cells]
     control, others = values[0], values[1:]
     if not others or len(control) <= max(map(len, others)) or sum(map(len, values)) <= len(values):
@@ -288,7 +291,7 @@ def read_cells(path: Path) -> pd.DataFrame:
         raise UserError(path, error, "a CSV file of cells") from error
     missing = [name for name in COLUMNS if name not in cells]
     if missing:
-        raise UserError(path, f"no column {', '.join(missing)}", f"the columns {', '.join(COLUMNS)}")
+        raise UserError(path, f"no column {', '.join(missing)}", "those of today's version: `u2pl cells` writes it")
     try:
         cells = cells.astype({**dict.fromkeys(NUMBERS, float), "n": int, "labelled": int, "row": str, "fraction": str})
     except ValueError as error:

@@ -15,12 +15,12 @@ from u2pl.experiments.schedule import validation_mode
 from u2pl.experiments.suite import Suite
 from u2pl.files import atomic_path
 from u2pl.folders import Results
-from u2pl.report.cells import read_cells
+from u2pl.report.cells import REDRAWN, read_cells
 from u2pl.report.classes import read_classes
 from u2pl.report.history import DIAGNOSTICS, read_history
 from u2pl.report.origins import COPIED, RECONSTRUCTED, notes
 from u2pl.report.runs import command, read_run
-from u2pl.report.tables import DECIMALS, NOTHING, best_of
+from u2pl.report.tables import DECIMALS, MARKS, NOTHING, best_of, verdict_notes
 
 STATIC = files("u2pl.report") / "static"
 POINTS = 40  # of a curve that explains another: the page holds those of every run
@@ -111,7 +111,10 @@ def _table(suite: Suite, results: Path, cells_csv: Path, cells: pd.DataFrame, na
         for cell, top in zip(line["cells"], best, strict=True):
             cell |= {"title": title, "best": cell["mean"] == top}
     headers = [f"{cell['protocol']} " * many + cell["column"] for cell in rows[0]["cells"]] if rows else []
-    said = " ".join(notes((row["title"], row["source"], row["copied_from"]) for row in rows))
+    drawn = own[own["lists"] == REDRAWN]["row"].unique()
+    trained = [(row["title"], row["title"] in drawn) for row in rows if row["source"] != "quoted"]
+    parts = [*verdict_notes(list(own["verdict"]), trained, suite.params.equivalence_margin)]
+    said = " ".join([*parts, *notes((row["title"], row["source"], row["copied_from"]) for row in rows)])
     return {"name": name, "title": title, "caption": table.caption, "notes": said, "headers": headers, "rows": rows}
 
 
@@ -120,6 +123,10 @@ def _cell(suite: Suite, results: Path, cell: pd.Series) -> dict[str, Any]:
     values: dict[str, Any] = {key: str(cell[key]) for key in ("table", "row", "column", "protocol", "source", "remark")}
     values |= {key: _number(cell[key]) for key in ("paper", "mean", "std", "low", "high")}
     values["verdict"] = cell["verdict"] or None
+    values |= {key: _number(cell[key]) for key in ("q", "moderated_low", "moderated_high")}
+    # Without a known spread there is nothing to moderate.
+    shown = cell["verdict"] in MARKS and values["moderated_low"] is not None
+    values["moderated_verdict"] = cell["moderated_verdict"] if shown else None
     values["fraction"] = str(cell["fraction"])
     again = command(suite, results, runs) if runs else None
     return values | {"n": int(cell["n"]), "checkpoint": str(cell["checkpoint"]), "runs": runs, "command": again}

@@ -46,7 +46,8 @@ def check_tables(
             write_gains(suite, results, made.gains)
             write_claims(suite, results, made.claims)
         else:
-            write_table(made.cells(table), suite.tables[table], table, suite.params, made.table(table))
+            sources = made.cells(table), made.comparisons(table)
+            write_table(*sources, suite.tables[table], table, suite.params, made.table(table))
         for file, expected in files:
             check, _ = tried("tables", file, _check_same, expected)
             yield check

@@ -14,7 +14,7 @@ from u2pl.experiments.confusions import CHECKPOINTS
 from u2pl.experiments.read import pick
 from u2pl.experiments.records import plain
 from u2pl.experiments.suite import Cell, Suite
-from u2pl.report.cells import NUMBERS, collect
+from u2pl.report.cells import COLUMNS, NUMBERS, collect
 from u2pl.report.classes import Classes
 from u2pl.report.origins import remark
 from u2pl.report.runs import command, read_run
@@ -53,13 +53,25 @@ def read_record(suite: Suite, results: Path, run: str) -> Record:
 def describe_cell(suite: Suite, results: Path, cell: Cell) -> dict[str, Any]:
     """A cell with its statistics as in cells.csv and classes.csv, and the records of its runs, as values for JSON."""
     records = [read_record(suite, results, run) for run in cell.runs]
-    (row,) = collect(suite.model_copy(update={"cells": [cell]}), results).to_dict("records")
-    numbers: dict[str, Any] = {key: None if math.isnan(row[key]) else row[key] for key in NUMBERS if key != "paper"}
-    numbers |= {"n": len(records), "covered": row["covered"], "verdict": row["verdict"]}
+    row = _statistics(suite, results, cell)
+    numbers: dict[str, Any] = {
+        key: None if math.isnan(row[key]) else float(row[key]) for key in NUMBERS if key != "paper"
+    }
+    numbers |= {"n": len(records)} | {key: row[key] for key in ("covered", "verdict", "moderated_verdict", "lists")}
     numbers |= {"margin": suite.params.equivalence_margin, "declared": f"params/tables/{cell.table}.yaml"}
     again = command(suite, results, cell.runs) if cell.runs else None
     classes = {cell.checkpoint: _plain(Classes(suite, results).of(cell.runs, cell.checkpoint))}
     return {"cell": cell.model_dump(mode="json") | numbers, "runs": records, "classes": classes, "command": again}
+
+
+def _statistics(suite: Suite, results: Path, cell: Cell) -> dict[str, Any]:
+    """The cell's row of cells.csv; without what depends on other cells while runs of these are not finished."""
+    try:
+        return dict(zip(COLUMNS, collect(suite, results).iloc[suite.cells.index(cell)], strict=True))
+    except UserError:  # of another cell: the runs of this one were read before
+        frame = collect(suite.model_copy(update={"cells": [cell]}), results)
+    unknown = {name: math.nan for name in COLUMNS if name == "q" or name.startswith("moderated_")}
+    return dict(zip(COLUMNS, frame.iloc[0], strict=True)) | unknown | {"moderated_verdict": ""}
 
 
 def describe_run(suite: Suite, results: Path, run: str) -> dict[str, Any]:
@@ -128,6 +140,7 @@ def _heading(description: dict[str, Any]) -> Iterator[tuple[str, str]]:
     yield "paper", paper
     if cell["verdict"]:
         yield "verdict", _verdict(cell)
+        yield from _of_all_cells(cell)
     if text := remark(cell["source"], cell["copied_from"]):
         yield "remark", text
     yield ("run" if cell["n"] == 1 else "runs"), "\n".join(cell["runs"])
@@ -177,6 +190,15 @@ def _verdict(cell: dict[str, Any]) -> str:
     covers = {"yes": ", the interval holds the paper's number", "no": ", the interval lies beside the paper's number"}
     difference = f"ours minus the paper's {cell['difference']:+.{DECIMALS}f}{covers.get(cell['covered'], '')}"
     return f"{cell['verdict']} at a margin of {cell['margin']:g} mIoU; {difference}"
+
+
+def _of_all_cells(cell: dict[str, Any]) -> Iterator[tuple[str, str]]:
+    """What the other cells of the scale say of the verdict, beside it."""
+    if cell["difference"] is not None and cell["moderated_low"] is not None:
+        ends = f"{cell['moderated_low']:.{DECIMALS}f} to {cell['moderated_high']:.{DECIMALS}f} %"
+        yield "  moderated", f"{cell['moderated_verdict']}, {ends} (variance moderated over the cells of the scale)"
+    if cell["q"] is not None:
+        yield "  q", f"{cell['q']:.3f} over the cells of {cell['table']} (Benjamini-Hochberg; p {cell['p']:.3f})"
 
 
 def _origin(records: list[Record]) -> Iterator[tuple[str, str]]:

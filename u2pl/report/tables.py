@@ -1,7 +1,8 @@
 """Views of `cells.csv`: each table wide, as numbers (CSV), for a paper (LaTeX) and for reading (Markdown)."""
 
 import math
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -12,6 +13,8 @@ from u2pl.experiments.schema import Column, Scale, Table
 from u2pl.experiments.values import Source
 from u2pl.files import atomic_path
 from u2pl.report.cells import CONDITIONAL, REDRAWN, read_cells
+from u2pl.report.dunnett import Comparisons, number_columns, read_dunnett, sheet
+from u2pl.report.dunnett import notes as dunnett_notes
 from u2pl.report.latex import escape
 from u2pl.report.origins import COPIED, QUOTED, RECONSTRUCTED, notes, remark
 from u2pl.report.statistics import ALPHA
@@ -37,6 +40,11 @@ class Entry:
     copied_from: str
     redrawn: bool = False
     best: bool = False
+    p: float = math.nan
+    q: float = math.nan
+    moderated_low: float = math.nan
+    moderated_high: float = math.nan
+    moderated_verdict: str = ""
 
     @property
     def quoted(self) -> bool:
@@ -118,6 +126,11 @@ def _entry(found: pd.DataFrame, title: str, column: Column, where: Path) -> Entr
         source=cell["source"],
         copied_from=str(cell["copied_from"]),
         redrawn=cell["lists"] == REDRAWN,
+        p=float(cell["p"]),
+        q=float(cell["q"]),
+        moderated_low=float(cell["moderated_low"]),
+        moderated_high=float(cell["moderated_high"]),
+        moderated_verdict=str(cell["moderated_verdict"]),
     )
 
 
@@ -125,39 +138,62 @@ def _mark(entry: Entry, best: float) -> Entry:
     return replace(entry, best=not entry.quoted and entry.mean == best)
 
 
-def number_frame(grid: Grid) -> pd.DataFrame:
-    """The wide table: for each column `<header> mean` and so on, with numbers alone but for the verdict."""
-    keys = ("mean", "std", "n", "low", "high", "paper", "difference", "verdict")
+def number_frame(grid: Grid, against: Comparisons) -> pd.DataFrame:
+    """The wide table: for each column `<header> mean` and so on, with numbers alone but for the verdicts.
+
+    against: Dunnett's comparisons with the first row; without any, their columns are left out.
+    """
+    keys = ["mean", "std", "n", "low", "high", "paper", "difference", "verdict"]
+    keys += ["p", "q", "moderated_low", "moderated_high", "moderated_verdict"]
     rows = []
     for title, entries in zip(grid.titles, grid.entries, strict=True):
         source, copied_from = entries[0].source, entries[0].copied_from
         row: dict[str, object] = {"row": title, "source": source, "remark": remark(source, copied_from)}
-        for header, entry in zip(grid.headers, entries, strict=True):
-            row |= {f"{header} {key}": getattr(entry, key) for key in keys}
+        for position, (header, entry) in enumerate(zip(grid.headers, entries, strict=True)):
+            row |= {f"{header} {key.replace('_', ' ')}": getattr(entry, key) for key in keys}
+            if against:
+                row |= number_columns(against.get((title, position)), header)
         rows.append(row)
     return pd.DataFrame(rows)
 
 
-def caption(table: Table, grid: Grid, scale: Scale) -> str:
+def verdict_notes(verdicts: Sequence[str], trained: Sequence[tuple[str, bool]], margin: float) -> Iterator[str]:
+    """Sentences on how to take the verdicts of a table.
+
+    trained: each trained row's title, and whether its labelled list is redrawn with each seed. margin: in mIoU.
+    """
+    if any(verdict in MARKS for verdict in verdicts):
+        yield (
+            f"Verdict against the paper's number, taken as fixed, at α = {ALPHA:g}: "
+            f"{MARKS['reproduced']} reproduced, two one-sided t tests reject a difference of {margin:g} mIoU or more; "
+            f"{MARKS['not reproduced']} not reproduced, the {100 * (1 - ALPHA):g} % t interval of the difference lies "
+            f"beyond {margin:g} mIoU; {MARKS['inconclusive']} neither, as with one seed. "
+            "That number is itself one draw."
+        )
+    if CONDITIONAL in verdicts:
+        yield "No verdict where all seeds share one list that is not the paper's: it would depend on the list."
+    if redrawn := [title for title, drawn in trained if drawn]:
+        whose = "" if len(redrawn) == len(trained) else f" in {', '.join(redrawn)}"
+        yield f"The labelled list is redrawn with each seed{whose}."
+
+
+def caption(table: Table, grid: Grid, scale: Scale, against: Comparisons) -> str:
     """What the reader has to know beside the numbers: seeds, the rule of the verdict, what was not measured here."""
     entries = [entry for row in grid.entries for entry in row]
     beside = "" if all(math.isnan(entry.paper) for entry in entries) else "; beside it the paper's number"
     parts = [table.caption.strip().rstrip(".") + ".", f"Ours ({scale.title}): {grid.seeds}{beside}."]
-    if any(entry.verdict in MARKS for entry in entries):
-        margin = f"{scale.equivalence_margin:g} mIoU"
-        parts.append(
-            f"Verdict against the paper's number, taken as fixed, at α = {ALPHA:g}: "
-            f"{MARKS['reproduced']} reproduced, two one-sided t tests reject a difference of {margin} or more; "
-            f"{MARKS['not reproduced']} not reproduced, the {100 * (1 - ALPHA):g} % t interval of the difference lies "
-            f"beyond {margin}; {MARKS['inconclusive']} neither, as with one seed. That number is itself one draw."
-        )
-    if any(entry.verdict == CONDITIONAL for entry in entries):
-        parts.append("No verdict where all seeds share one list that is not the paper's: it would depend on the list.")
-    trained = [(title, row) for title, row in zip(grid.titles, grid.entries, strict=True) if not row[0].quoted]
-    redrawn = [title for title, row in trained if any(entry.redrawn for entry in row)]
-    if redrawn:
-        whose = "" if len(redrawn) == len(trained) else f" in {', '.join(redrawn)}"
-        parts.append(f"The labelled list is redrawn with each seed{whose}.")
+    trained = [
+        (title, any(entry.redrawn for entry in row))
+        for title, row in zip(grid.titles, grid.entries, strict=True)
+        if not row[0].quoted
+    ]
+    parts += verdict_notes([entry.verdict for entry in entries], trained, scale.equivalence_margin)
+    # One seed or equal ones have no variance to moderate.
+    moderated = Counter(e.moderated_verdict for e in entries if not math.isnan(e.moderated_low) and e.verdict in MARKS)
+    if moderated:
+        counts = ", ".join(f"{moderated[verdict]} {verdict}" for verdict in MARKS if moderated[verdict])
+        parts.append(f"With variances moderated over this table's cells (Smyth 2004): {counts}.")
+    parts += dunnett_notes(against, grid.titles[0], grid.entries[0][0].n)
     parts += grid.notes
     if scale.synthetic:
         parts.append("The data are synthetic: the numbers show that the suite runs and say nothing about the paper's.")
@@ -239,30 +275,36 @@ def cell_text(entry: Entry) -> str:
     return f"{f'**{ours}**' if entry.best else ours} {beside if paper else ''}".rstrip()
 
 
-def markdown(grid: Grid, text: str) -> str:
-    """A pipe table under its caption."""
+def markdown(grid: Grid, text: str, against: Comparisons) -> str:
+    """A pipe table under its caption, and one of the comparisons with the first row where there are any."""
 
     def line(cells: list[str]) -> str:
         return "| " + " | ".join(cell.replace("|", r"\|") for cell in cells) + " |"
 
-    lines = [line(["Method", *grid.headers]), line(["---", *["---:"] * len(grid.headers)])]
-    for title, entries in zip(grid.marked_titles, grid.entries, strict=True):
-        lines.append(line([title, *map(cell_text, entries)]))
+    def rows(head: list[str], body: list[list[str]]) -> list[str]:
+        return [line(head), line(["---", *["---:"] * (len(head) - 1)]), *map(line, body)]
+
+    titled = zip(grid.marked_titles, grid.entries, strict=True)
+    lines = rows(["Method", *grid.headers], [[title, *map(cell_text, entries)] for title, entries in titled])
+    if against:
+        head, *body = sheet(against, grid.titles, grid.headers)
+        lines += ["", *rows(head, body)]
     return "\n".join([text, "", *lines, ""])
 
 
-def write_table(cells_csv: Path, table: Table, name: str, scale: Scale, out_stem: Path) -> None:
-    """Write the table `name` to `out_stem`.csv, .md and .tex from the cells in `cells_csv`.
+def write_table(cells_csv: Path, comparisons_csv: Path, table: Table, name: str, scale: Scale, out_stem: Path) -> None:
+    """Write the table `name` to `out_stem`.csv, .md and .tex from its cells and the differences between its rows.
 
     The caption says over how many seeds, by which rule a verdict is found, and whether the scale's data are synthetic;
-    the LaTeX label is tab:<name>.
-    Raises UserError if `cells_csv` is missing or lacks a cell of `table`.
+    the LaTeX label is tab:<name>. CSV and Markdown show Dunnett's comparisons where the first row is enlarged.
+    Raises UserError if a file is missing or lacks a cell of `table`.
     """
     grid = lay_out(read_cells(cells_csv), table, name, cells_csv)
-    text = caption(table, grid, scale)
+    against = read_dunnett(comparisons_csv, table, name)
+    text = caption(table, grid, scale, against)
     views = {
-        ".csv": number_frame(grid).to_csv(index=False, lineterminator="\n"),
-        ".md": markdown(grid, text),
+        ".csv": number_frame(grid, against).to_csv(index=False, lineterminator="\n"),
+        ".md": markdown(grid, text, against),
         ".tex": latex(grid, text, f"tab:{name}"),
     }
     for suffix, content in views.items():

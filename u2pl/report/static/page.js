@@ -107,6 +107,8 @@ function facts(cell) {
     ["paper", cell.paper === null ? null : percent(cell.paper)],
     ["difference", difference === null ? null : (difference < 0 ? "−" : "+") + percent(Math.abs(difference))],
     ["verdict", cell.verdict && make("span", { class: "verdict", "data-verdict": cell.verdict }, cell.verdict)],
+    ["verdict, moderated variance", cell.moderated_verdict && `${cell.moderated_verdict}, ${percent(cell.moderated_low)} to ${percent(cell.moderated_high)}`],
+    ["q over the table", cell.q === null ? null : cell.q.toFixed(3)],
     ["protocol", cell.protocol],
     ["remark", cell.remark || null],
   ];
